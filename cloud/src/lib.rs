@@ -1,0 +1,23 @@
+//! The cloud daemon: from many gateways' frames to a supervisor's screen.
+//!
+//! A module uses what stands above it in this list, never what stands below it.
+
+pub mod config;
+pub mod keys;
+pub mod metrics;
+
+pub mod alarms;
+pub mod machines;
+pub mod series;
+pub mod users;
+
+pub mod cluster;
+pub mod store;
+pub mod live;
+pub mod intake;
+pub mod enrolment;
+pub mod api;
+pub mod web;
+
+pub mod cli;
+pub mod serve;

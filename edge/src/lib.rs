@@ -1,0 +1,29 @@
+//! The edge daemon: from sensors' MQTT messages to summaries and events that the cloud has stored.
+//!
+//! A module uses what stands above it in this list, never what stands below it.
+
+pub mod reading;
+
+pub mod config;
+pub mod health;
+
+pub mod ingest;
+pub mod generations;
+pub mod journal;
+pub mod window;
+pub mod detect;
+pub mod summary;
+pub mod outbox;
+pub mod pipeline;
+pub mod session;
+pub mod uplink;
+
+pub mod enroll;
+pub mod recording;
+pub mod backtest;
+pub mod replay;
+pub mod simulate;
+pub mod status;
+
+pub mod cli;
+pub mod run;

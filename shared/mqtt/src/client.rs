@@ -1,0 +1,1 @@
+//! A rumqttc client with our TLS and our backoff.

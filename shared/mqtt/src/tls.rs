@@ -1,0 +1,1 @@
+//! TLS settings for servers and clients, with a current rustls.

@@ -1,0 +1,1 @@
+//! The gate between MQTT clients and a broker: bytes in, decisions out.
