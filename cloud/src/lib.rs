@@ -2,6 +2,8 @@
 //!
 //! A module uses what stands above it in this list, never what stands below it.
 
+pub mod clock;
+
 pub mod config;
 pub mod keys;
 pub mod metrics;
