@@ -5,8 +5,15 @@
 
 use tokio_postgres::error::SqlState;
 
+pub mod alarms_read;
+pub mod anomalies_read;
+pub mod gateways_read;
+pub mod machines;
 pub mod migrate;
 pub mod pool;
+pub mod series;
+pub mod users;
+mod words;
 
 pub use pool::Store;
 
