@@ -15,7 +15,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ApiState, access::Caller, extract::Body, problem::{ApiError, FieldError}};
+use super::{
+    ApiState,
+    access::Caller,
+    extract::Body,
+    problem::{ApiError, FieldError},
+};
 use crate::{
     store::{self, users::User},
     users::{

@@ -27,9 +27,9 @@ use uuid::Uuid;
 use crate::database;
 
 /// A server of the API with the page, and the live hub behind it.
-pub struct Server {
-    pub address: SocketAddr,
-    pub store: Store,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) store: Store,
     changes: Changes,
     tokens: Tokens,
     agent: ureq::Agent,
@@ -37,19 +37,19 @@ pub struct Server {
 }
 
 /// An answer: status, headers, body.
-pub struct Answer {
-    pub status: u16,
-    pub headers: axum::http::HeaderMap,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: axum::http::HeaderMap,
+    pub(crate) body: Value,
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::over(database::store().await).await
     }
 
     /// Over a database that need not be there.
-    pub async fn over(store: Store) -> Self {
+    pub(crate) async fn over(store: Store) -> Self {
         let key = SigningKey::from_bytes(&[3; 32]);
         let feed = hub::Feed::default();
         let changes = Changes::new(CHANGES_MAX);
@@ -73,12 +73,15 @@ impl Server {
         tokio::spawn(async move {
             axum::serve(listener, service).with_graceful_shutdown(stopped.cancelled_owned()).await.unwrap();
         });
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).allow_non_standard_methods(true);
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_idle_connections(0)
+            .allow_non_standard_methods(true);
         let agent = agent.build().into();
         Self { address, store, changes, tokens: Tokens::new(&key), agent, _stop: stop.drop_guard() }
     }
 
-    pub async fn call(&self, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> Answer {
+    pub(crate) async fn call(&self, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> Answer {
         let mut request = axum::http::Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -90,7 +93,8 @@ impl Server {
         let request = request.body(body).unwrap();
         let agent = self.agent.clone();
         tokio::task::spawn_blocking(move || {
-            let mut response = agent.run(request).expect("an answer");
+            let what = format!("{} {}", request.method(), request.uri());
+            let mut response = agent.run(request).unwrap_or_else(|error| panic!("{what}: {error}"));
             let text = response.body_mut().read_to_string().expect("text");
             let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
             Answer { status: response.status().as_u16(), headers: response.headers().clone(), body }
@@ -99,19 +103,19 @@ impl Server {
         .unwrap()
     }
 
-    pub async fn get(&self, path: &str, token: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str, token: &str) -> Value {
         let answer = self.call("GET", path, Some(token), None).await;
         assert_eq!(answer.status, 200, "GET {path}: {}", answer.body);
         answer.body
     }
 
-    pub async fn post(&self, path: &str, token: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, token: &str, body: Value) -> (u16, Value) {
         let answer = self.call("POST", path, Some(token), Some(body)).await;
         (answer.status, answer.body)
     }
 
     /// A user of this role who has chosen a password, and a token.
-    pub async fn user(&self, role: Role) -> String {
+    pub(crate) async fn user(&self, role: Role) -> String {
         let id = Uuid::now_v7();
         self.sql(&format!(
             "INSERT INTO users (id, organisation_id, name, password_hash, role, must_change_password)
@@ -123,20 +127,20 @@ impl Server {
     }
 
     /// A fresh token for a user.
-    pub fn token(&self, user: Uuid) -> String {
+    pub(crate) fn token(&self, user: Uuid) -> String {
         self.tokens.issue(user, clock::now()).unwrap().0
     }
 
-    pub async fn sql(&self, sql: &str) {
+    pub(crate) async fn sql(&self, sql: &str) {
         self.store.client().await.unwrap().batch_execute(sql).await.unwrap_or_else(|error| panic!("{error:?}: {sql}"));
     }
 
-    pub fn tell(&self, change: Change) {
+    pub(crate) fn tell(&self, change: Change) {
         self.changes.send(change).expect("the hub listens");
     }
 
     /// An enrolled gateway that was heard just now.
-    pub async fn gateway(&self, name: &str) -> Uuid {
+    pub(crate) async fn gateway(&self, name: &str) -> Uuid {
         let id = Uuid::now_v7();
         self.sql(&format!(
             "INSERT INTO gateways (id, site_id, name, state, last_seen_at)
@@ -147,7 +151,7 @@ impl Server {
     }
 
     /// A machine with these sensors, heard just now, and its key.
-    pub async fn machine(&self, gateway: Uuid, name: &str, sensors: &[&str]) -> (Uuid, i32) {
+    pub(crate) async fn machine(&self, gateway: Uuid, name: &str, sensors: &[&str]) -> (Uuid, i32) {
         let id = Uuid::now_v7();
         let values: Vec<String> = (0..sensors.len()).map(|position| format!("{position}.5")).collect();
         self.sql(&format!(
@@ -157,8 +161,10 @@ impl Server {
         ))
         .await;
         for (position, sensor) in sensors.iter().enumerate() {
-            self.sql(&format!("INSERT INTO sensors (machine_id, position, name, unit) VALUES ('{id}', {position}, '{sensor}', 'bar')"))
-                .await;
+            self.sql(&format!(
+                "INSERT INTO sensors (machine_id, position, name, unit) VALUES ('{id}', {position}, '{sensor}', 'bar')"
+            ))
+            .await;
         }
         let client = self.store.client().await.unwrap();
         let key = client.query_one("SELECT key FROM machines WHERE id = $1", &[&id]).await.unwrap().get(0);
@@ -166,7 +172,14 @@ impl Server {
     }
 
     /// An alarm of a machine, with an anomaly behind it.
-    pub async fn alarm(&self, gateway: Uuid, machine: Uuid, state: &str, severity: &str, raised_at: Timestamp) -> Uuid {
+    pub(crate) async fn alarm(
+        &self,
+        gateway: Uuid,
+        machine: Uuid,
+        state: &str,
+        severity: &str,
+        raised_at: Timestamp,
+    ) -> Uuid {
         let (alarm, anomaly) = (Uuid::now_v7(), Uuid::now_v7());
         self.sql(&format!(
             "INSERT INTO anomalies (id, machine_id, opened_at, updated_at, score, score_max, threshold, shares, model,
@@ -183,6 +196,6 @@ impl Server {
     }
 }
 
-pub fn ids(list: &Value) -> Vec<&str> {
+pub(crate) fn ids(list: &Value) -> Vec<&str> {
     list["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect()
 }

@@ -17,7 +17,8 @@ async fn a_one_time_password_must_be_changed_first() {
     assert!(users::add(&server.store, "ada", Role::Admin).await.is_err(), "names are unique");
     assert!(users::add(&server.store, "a\nb", Role::Admin).await.is_err());
 
-    let login = |password: &str| server.call("POST", "/api/v1/login", None, Some(json!({"name": "ada", "password": password})));
+    let login =
+        |password: &str| server.call("POST", "/api/v1/login", None, Some(json!({"name": "ada", "password": password})));
     let refused = login("wrong").await;
     assert_eq!((refused.status, &refused.body["code"]), (401, &json!("bad_credentials")));
     let answer = login(&once).await;
@@ -86,7 +87,9 @@ async fn routes_and_roles() {
     }
     callers.push((Some(Role::Admin), true, {
         let token = server.user(Role::Admin).await;
-        server.sql("UPDATE users SET must_change_password = true WHERE id = (SELECT max(id::text)::uuid FROM users)").await;
+        server
+            .sql("UPDATE users SET must_change_password = true WHERE id = (SELECT max(id::text)::uuid FROM users)")
+            .await;
         token
     }));
     for (method, path, access) in ROUTES {

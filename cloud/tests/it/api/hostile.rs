@@ -69,7 +69,7 @@ async fn wrong_routes_methods_and_bodies() {
         (b"", "application/json", 400),
         (b"\xff\xfe", "application/json", 400),
         (b"{\"display_name\": \"\xff\"}", "application/json", 400),
-        (b"[]", "application/json", 422),
+        (b"7", "application/json", 422),
         (b"{\"display_name\": 1e999}", "application/json", 400),
         (b"{\"ignored\": \"yes\"}", "application/json", 422),
         (b"{\"ignored\": true, \"ignored\": false}", "application/json", 422),
@@ -92,7 +92,8 @@ async fn tokens_that_are_none() {
     let payload = good.split('.').nth(1).unwrap();
     let none = format!("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0.{payload}.");
     for token in ["", "x", "a.b.c", "é", &none, &good[..good.len() - 3], &"x".repeat(5_000)] {
-        let raw = format!("GET /api/v1/me HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\r\n");
+        let raw =
+            format!("GET /api/v1/me HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\r\n");
         let (status, text) = server.raw(raw.as_bytes()).await;
         assert_eq!(status, 401, "{token}: {text}");
         assert!(text.contains("www-authenticate: Bearer"), "{text}");

@@ -157,7 +157,8 @@ async fn a_later_bad_token_ends_the_stream_and_a_good_one_prolongs_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_another_server_is_refused() {
     let server = Server::start().await;
-    for (origin, allowed) in [("https://evil.example".to_owned(), false), (format!("http://{}", server.address), true)] {
+    for (origin, allowed) in [("https://evil.example".to_owned(), false), (format!("http://{}", server.address), true)]
+    {
         let mut request = format!("ws://{}/api/v1/live", server.address).into_client_request().unwrap();
         request.headers_mut().insert("origin", origin.parse().unwrap());
         match connect_async(request).await {
@@ -172,12 +173,12 @@ async fn a_page_of_another_server_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_keep_up_is_told_to_load_again() {
+async fn changes_that_the_hub_could_not_follow_are_a_resync() {
     let server = Server::start().await;
     let token = server.user(Role::Viewer).await;
     let gateway = server.gateway("north").await;
     let mut socket = server.listen(&token).await;
-    // Far more than the feed holds, and more than the sockets' buffers: the names are long.
+    // Far more than the queue of changes holds.
     server.sql(&format!("UPDATE gateways SET version = '{}'", "x".repeat(100_000))).await;
     let mut resync = false;
     for _ in 0..50 {
