@@ -4,9 +4,12 @@
 
 pub mod reading;
 
+pub mod passwords;
 pub mod config;
+pub mod clock;
 pub mod health;
 
+pub mod devices;
 pub mod ingest;
 pub mod generations;
 pub mod journal;

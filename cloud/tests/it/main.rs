@@ -1,0 +1,4 @@
+//! The cloud against a real PostgreSQL.
+
+mod database;
+mod schema;
