@@ -4,7 +4,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { type Browser, type Page, chromium } from "playwright-core";
 
-export const BASE_URL = needed("BASE_URL", "the address of the running gemba-cloud, such as http://127.0.0.1:8080");
+const ADDRESS = needed("GEMBA_URL", "taken from BASE_URL: the address of the running gemba-cloud, such as http://127.0.0.1:8080");
 const USER = needed("E2E_USER", "the name of a user who may acknowledge alarms");
 let password = needed("E2E_PASSWORD", "that user's password, one-time or not");
 const SCREENSHOT_DIR = process.env.SCREENSHOT_DIR ?? "";
@@ -51,7 +51,7 @@ export async function visit(browser: Browser, options: Parameters<Browser["newCo
   page.on("response", (response) => {
     if (response.status() >= 400) troubles.push(`answered ${response.status()}: ${response.url()}`);
   });
-  await page.goto(BASE_URL);
+  await page.goto(ADDRESS);
   return { page, troubles, close: () => context.close() };
 }
 
