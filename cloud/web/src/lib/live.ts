@@ -45,6 +45,11 @@ export class LiveFeed {
     this.#open();
   }
 
+  /** A renewed token keeps an open feed from ending with the old one. */
+  prolong(token: string) {
+    if (this.#greeted && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify({ token }));
+  }
+
   close() {
     this.#closed = true;
     clearTimeout(this.#retry);
