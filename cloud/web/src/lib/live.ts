@@ -56,7 +56,10 @@ export class LiveFeed {
     clearTimeout(this.#opening);
     clearInterval(this.#watch);
     removeEventListener("online", this.#online);
-    this.#socket?.close();
+    const socket = this.#socket;
+    // Closing one that is still opening would be an error on the console.
+    if (socket?.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
+    else socket?.close();
   }
 
   #open() {
