@@ -15,6 +15,8 @@ use gemba_shared::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
+use super::{KNOWN_AGAIN, WINDOW_MAX};
+
 /// Batches of acknowledged messages on their way to the ledger.
 const LEDGER_BATCHES: usize = 64;
 
@@ -28,6 +30,17 @@ pub enum Format {
     Number,
     /// `{"time":"2026-01-31T12:00:00.000000Z","value":1.5}`
     Json,
+}
+
+impl Format {
+    /// How many messages of a sensor may be in flight. Without a time no message is known again anyway.
+    #[must_use]
+    pub const fn window_of_sensor(self) -> usize {
+        match self {
+            Self::Number => WINDOW_MAX,
+            Self::Json => KNOWN_AGAIN,
+        }
+    }
 }
 
 /// One reading of a feed's sensor.

@@ -18,6 +18,11 @@ test("a hole stays a hole", () => {
   expect(mean).toEqual([2, 2, null, 2]);
 });
 
+test("an empty bucket is a hole, but not at the end", () => {
+  const holed = { ...series([0, 10_000, 20_000, 30_000]), mean: [2, null, 2, null], min: [1, null, 1, null], max: [3, null, 3, null] };
+  expect(sensorColumns(holed, 0, [point(30_000, 5)], frame)).toEqual({ x: [0, 10, 20, 30], min: [1, null, 1, 5], max: [3, null, 3, 5], mean: [2, null, 2, 5] });
+});
+
 test("the tail begins after the last bucket and is gathered in its steps", () => {
   const tail = [point(15_000, 9), point(20_000, 4), point(25_000, 8), point(30_000, 5)];
   expect(sensorColumns(series([0, 10_000]), 0, tail, frame)).toEqual({
