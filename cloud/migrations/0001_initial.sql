@@ -141,6 +141,18 @@ CREATE TABLE sensors (
     UNIQUE (machine_id, name)
 );
 
+-- How one outbox of a gateway numbers a machine's sensors. A gateway that lost its data, or another that took its
+-- place, finds the same sensors in another order.
+CREATE TABLE catalogs (
+    machine_id uuid NOT NULL REFERENCES machines,
+    epoch bigint NOT NULL,
+    revision integer NOT NULL,
+    -- By the gateway's position: the position in `sensors`.
+    positions smallint[] NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (machine_id, epoch)
+);
+
 -- One row for each machine and interval; the arrays go by catalog position.
 -- A sensor without readings has count 0 and NaN.
 CREATE TABLE summaries (

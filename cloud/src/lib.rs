@@ -10,6 +10,7 @@ pub mod metrics;
 
 pub mod alarms;
 pub mod machines;
+pub mod views;
 pub mod series;
 pub mod users;
 

@@ -1,5 +1,7 @@
 //! What has changed, told to whoever watches.
 
+pub mod hub;
+
 use tokio::sync::broadcast;
 use uuid::Uuid;
 

@@ -24,6 +24,7 @@ pub mod session;
 pub mod uplink;
 
 pub mod enroll;
+pub mod publisher;
 pub mod recording;
 pub mod backtest;
 pub mod replay;

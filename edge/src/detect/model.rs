@@ -321,8 +321,9 @@ fn check_input(input: Input, fact: &InferenceFact, manifest: &Manifest) -> Resul
     if agrees {
         return Ok(());
     }
-    let fixed: String = fixed.iter().map(|size| format!("{size},")).collect();
-    Err(format!("its input {name:?} has the shape [{}], {MANIFEST_FILE} promises [{fixed}C]", found.join(",")))
+    let promised: Vec<String> = fixed.iter().map(ToString::to_string).chain(["C".to_owned()]).collect();
+    let (found, promised) = (found.join(","), promised.join(","));
+    Err(format!("its input {name:?} has the shape [{found}], {MANIFEST_FILE} promises [{promised}]"))
 }
 
 /// The file's content, read no further than `limit`.
@@ -340,7 +341,11 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+        text
+    })
 }
 
 #[cfg(test)]

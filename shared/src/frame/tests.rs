@@ -46,7 +46,8 @@ fn golden_bytes() {
         474d420100010707070707070707070707070707070707000000000900ac02d0
         0f225475f7e8b9fb35c5b4377ed2d948a454c160a6b6a361d995d0a9407568c0
         396e99eebc28038e2f820de305df62bdc6d8c6cc481be2db39f3f63864e5bc15
-        9fd6351400"#]].assert_eq(&hex(&sealed()));
+        9fd6351400"#]]
+    .assert_eq(&hex(&sealed()));
 }
 
 #[test]

@@ -137,78 +137,117 @@ fn status() -> Status {
 
 #[test]
 fn batch_of_a_catalog() {
-    check(&batch(Record::Catalog(catalog())), expect![[r#"
+    check(
+        &batch(Record::Catalog(catalog())),
+        expect![[r#"
         00ef9bafcdf8acd1910101ac02ab0201000670756d702d3302e807904e020763
-        757272656e74010141057374617465000a626173656c696e652031"#]]);
+        757272656e74010141057374617465000a626173656c696e652031"#]],
+    );
 }
 
 #[test]
 fn batch_of_a_summary() {
-    check(&batch(Record::Summary(summary())), expect![[r#"
+    check(
+        &batch(Record::Summary(summary())),
+        expect![[r#"
         00ef9bafcdf8acd1910101ac02ab0201010670756d702d338080afa2dbffad06
         904e0203010a000000000000f03f0000000000000040000000000000f83f0000
         00000000d03f000000000000fc3f0000010a000000000000f03f000000000000
         0040000000000000f83f000000000000d03f000000000000fc3f030101000000
-        3f010000af420301000000000000294000"#]]);
+        3f010000af420301000000000000294000"#]],
+    );
 }
 
 #[test]
 fn batch_of_events() {
-    check(&batch(Record::Event(event(EventKind::AnomalyOpened(anomaly())))), expect![[r#"
+    check(
+        &batch(Record::Event(event(EventKind::AnomalyOpened(anomaly())))),
+        expect![[r#"
         00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
         0201008080afa2dbffad060000c03f0000004000001441020000403f0000803e
         05747371203101e8078080afa2dbffad06020100040000803f00000040000040
-        4000008040"#]]);
-    check(&batch(Record::Event(event(EventKind::AnomalyUpdated(anomaly())))), expect![[r#"
+        4000008040"#]],
+    );
+    check(
+        &batch(Record::Event(event(EventKind::AnomalyUpdated(anomaly())))),
+        expect![[r#"
         00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
         0201018080afa2dbffad060000c03f0000004000001441020000403f0000803e
         05747371203101e8078080afa2dbffad06020100040000803f00000040000040
-        4000008040"#]]);
+        4000008040"#]],
+    );
     let closed = Anomaly { window: None, ..anomaly() };
-    check(&batch(Record::Event(event(EventKind::AnomalyClosed(closed)))), expect![[r#"
+    check(
+        &batch(Record::Event(event(EventKind::AnomalyClosed(closed)))),
+        expect![[r#"
         00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
         0201028080afa2dbffad060000c03f0000004000001441020000403f0000803e
-        05747371203100"#]]);
+        05747371203100"#]],
+    );
     let fault = SensorFault { sensor: 1, kind: SensorFaultKind::Drifting, since: AT, active: false };
-    check(&batch(Record::Event(event(EventKind::SensorFault(fault)))), expect![[r#"
+    check(
+        &batch(Record::Event(event(EventKind::SensorFault(fault)))),
+        expect![[r#"
         00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
-        02010301038080afa2dbffad0600"#]]);
+        02010301038080afa2dbffad0600"#]],
+    );
 }
 
 #[test]
 fn batch_of_a_gap() {
-    check(&batch(Record::Gap(Gap { first: 3, last: 9, count: 7, reason: GapReason::Refused })), expect!["00ef9bafcdf8acd1910101ac02ab02010303090703"]);
+    check(
+        &batch(Record::Gap(Gap { first: 3, last: 9, count: 7, reason: GapReason::Refused })),
+        expect!["00ef9bafcdf8acd1910101ac02ab02010303090703"],
+    );
 }
 
 #[test]
 fn other_uplinks() {
     let live = Live { at: AT, clock: Clock::Trusted, machines: vec![live_machine()] };
-    check(&Uplink::Live(live), expect![[r#"
+    check(
+        &Uplink::Live(live),
+        expect![[r#"
         018080afa2dbffad0600010670756d702d338080afa2dbffad06020201000000
-        000000f83f000028000003"#]]);
+        000000f83f000028000003"#]],
+    );
     check(&Uplink::Status(status()), expect!["028080afa2dbffad060005302e312e30901c0411f0a2040105746f70696303"]);
-    check(&Uplink::CommandResult(CommandResult { id: 5, at: AT, outcome: Outcome::Done }), expect!["03058080afa2dbffad0600"]);
+    check(
+        &Uplink::CommandResult(CommandResult { id: 5, at: AT, outcome: Outcome::Done }),
+        expect!["03058080afa2dbffad0600"],
+    );
 }
 
 #[test]
 fn downlinks() {
     let receipt = Receipt { epoch: seq().epoch, lane: Lane::Events, through: 300, now: AT };
     check(&Downlink::Receipt(receipt), expect!["00ef9bafcdf8acd1910100ac028080afa2dbffad06"]);
-    check(&Downlink::Refused(Refused { seq: seq(), reason: "no such lane".into() }), expect!["01ef9bafcdf8acd1910101ac020c6e6f2073756368206c616e65"]);
+    check(
+        &Downlink::Refused(Refused { seq: seq(), reason: "no such lane".into() }),
+        expect!["01ef9bafcdf8acd1910101ac020c6e6f2073756368206c616e65"],
+    );
     let desired = Desired { config: None, model: Some(Artefact { name: "tsq".into(), sha256: [0xa5; 32] }) };
-    check(&Downlink::Desired(desired), expect![[r#"
+    check(
+        &Downlink::Desired(desired),
+        expect![[r#"
         03000103747371a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5
-        a5a5a5a5a5a5a5"#]]);
+        a5a5a5a5a5a5a5"#]],
+    );
 }
 
 #[test]
 fn commands() {
     let command = |kind| Downlink::Command(Command { id: 5, expires: AT, kind });
     check(&command(CommandKind::Recalibrate { machine: machine() }), expect!["02058080afa2dbffad06000670756d702d33"]);
-    check(&command(CommandKind::AcceptNewNormal { machine: machine() }), expect!["02058080afa2dbffad06010670756d702d33"]);
+    check(
+        &command(CommandKind::AcceptNewNormal { machine: machine() }),
+        expect!["02058080afa2dbffad06010670756d702d33"],
+    );
     let label = CommandKind::LabelAnomaly { machine: machine(), opened: AT, real: true };
     check(&command(label), expect!["02058080afa2dbffad06020670756d702d338080afa2dbffad0601"]);
-    check(&command(CommandKind::OutOfService { machine: machine(), out: true }), expect!["02058080afa2dbffad06030670756d702d3301"]);
+    check(
+        &command(CommandKind::OutOfService { machine: machine(), out: true }),
+        expect!["02058080afa2dbffad06030670756d702d3301"],
+    );
     check(&command(CommandKind::Reload), expect!["02058080afa2dbffad0604"]);
     check(&command(CommandKind::SendDiagnostics), expect!["02058080afa2dbffad0605"]);
 }
