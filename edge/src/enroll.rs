@@ -39,8 +39,10 @@ pub fn enroll(config: &Config, token: &str, force: bool) -> anyhow::Result<()> {
 fn post(token: &Token, request: &Request) -> anyhow::Result<Response> {
     let url = format!("{}{PATH}", token.api_url);
     let agent = agent(url.starts_with("https:"))?;
-    let mut response =
-        agent.post(&url).send_json(request).with_context(|| format!("the cloud at {} cannot be reached", token.api_url))?;
+    let mut response = agent
+        .post(&url)
+        .send_json(request)
+        .with_context(|| format!("the cloud at {} cannot be reached", token.api_url))?;
     let status = response.status();
     let body = response
         .body_mut()
@@ -58,7 +60,8 @@ fn post(token: &Token, request: &Request) -> anyhow::Result<Response> {
 }
 
 fn agent(tls: bool) -> anyhow::Result<ureq::Agent> {
-    let mut config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).max_redirects(0);
+    let mut config =
+        ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).max_redirects(0);
     if tls {
         let roots = rustls_native_certs::load_native_certs().certs;
         if roots.is_empty() {

@@ -118,7 +118,12 @@ mod tests {
         let data = directory.path();
         assert!(load(data).unwrap().is_none());
         let (key, cloud) = (new_key().unwrap(), new_key().unwrap());
-        let mqtt = Mqtt { url: "mqtts://c:1".into(), username: "u".into(), password: "p".into(), ca_pem: Some("A\nB\n".into()) };
+        let mqtt = Mqtt {
+            url: "mqtts://c:1".into(),
+            username: "u".into(),
+            password: "p".into(),
+            ca_pem: Some("A\nB\n".into()),
+        };
         let gateway = GatewayId::from_bytes([3; 16]);
         store(data, &key, Enrolled { gateway, cloud_key: cloud.verifying_key(), mqtt: mqtt.clone() }).unwrap();
         assert!(exists(data));

@@ -27,7 +27,8 @@ pub fn status(http: SocketAddr, json: bool) -> anyhow::Result<()> {
         writeln!(out, "{text}")?;
         return Ok(());
     }
-    let report: Report = serde_json::from_str(&text).with_context(|| format!("what answers at {url} is no gemba-edge"))?;
+    let report: Report =
+        serde_json::from_str(&text).with_context(|| format!("what answers at {url} is no gemba-edge"))?;
     out.write_all(readable(&report).as_bytes())?;
     Ok(())
 }

@@ -146,7 +146,12 @@ fn gate(mut section: Section<'_>, folder: &Path) -> Mqtt {
     if anonymous {
         let everything = vec!["#".to_owned()];
         let local = "local".to_owned();
-        devices.push(Device { name: local, proof: Proof::Anonymous, publish: everything.clone(), subscribe: everything });
+        devices.push(Device {
+            name: local,
+            proof: Proof::Anonymous,
+            publish: everything.clone(),
+            subscribe: everything,
+        });
     }
     if devices.is_empty() && !section.has("devices") {
         let key = if section.has("listen") { "listen" } else { "tls" };

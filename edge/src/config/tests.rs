@@ -42,11 +42,8 @@ fn the_example_is_the_defaults_and_its_comments_are_true() {
         .flat_map(|line| [line, "\n"])
         .collect();
     assert_eq!(parse(&told), parse(""), "the defaults that the example tells are the defaults");
-    let full: String = example
-        .lines()
-        .map(|line| line.strip_prefix("#: ").unwrap_or(line))
-        .flat_map(|line| [line, "\n"])
-        .collect();
+    let full: String =
+        example.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).flat_map(|line| [line, "\n"]).collect();
     let config = parse(&full).unwrap_or_else(|faults| panic!("{faults:#?}"));
     assert!(config.machines.len() == 1 && config.sources.len() > 1);
 }
@@ -86,14 +83,19 @@ fn faults_of_brokers_and_devices() {
         &[(5, "mqtt.devices[0].password_hash", "gemba-edge passwd")],
     );
     check(
-        &format!("{devices}[[mqtt.devices]]\nname = \"a\"\npassword_file = \"f\"\nanonymous = true\npublish = \"a/#/b\"\n"),
+        &format!(
+            "{devices}[[mqtt.devices]]\nname = \"a\"\npassword_file = \"f\"\nanonymous = true\npublish = \"a/#/b\"\n"
+        ),
         &[
             (6, "mqtt.devices[0].anonymous", "one of"),
             (6, "mqtt.devices[0].anonymous", "loopback"),
             (7, "mqtt.devices[0].publish", "no MQTT topic filter"),
         ],
     );
-    check(&format!("{devices}[[mqtt.devices]]\nname = \"a\"\npassword_file = \"f\"\n"), &[(3, "mqtt.devices[0]", "`publish`")]);
+    check(
+        &format!("{devices}[[mqtt.devices]]\nname = \"a\"\npassword_file = \"f\"\n"),
+        &[(3, "mqtt.devices[0]", "`publish`")],
+    );
 }
 
 #[test]

@@ -58,7 +58,9 @@ fn one_value_in_each_form() {
 
 #[test]
 fn time_units() {
-    for (format, time) in [("s", "1700000001"), ("s", "1700000001.0"), ("ms", "1700000001000"), ("us", "1700000001000000")] {
+    for (format, time) in
+        [("s", "1700000001"), ("s", "1700000001.0"), ("ms", "1700000001000"), ("us", "1700000001000000")]
+    {
         let mut b = bench(&format!("[[sources]]\ntopic = \"{{machine}}/{{sensor}}\"\ntime_format = \"{format}\"\n"));
         let payload = format!("{{\"value\": 1, \"time\": {time}}}");
         assert_eq!(b.decode(NOW, "m/s", payload.as_bytes()), Ok(vec!["m/s=1@1000000".to_owned()]), "{format} {time}");
@@ -83,7 +85,9 @@ fn several_values_of_one_machine() {
 
 #[test]
 fn what_is_rejected_and_why() {
-    let mut b = bench("[[sources]]\ntopic = \"plant/{machine}/{sensor}\"\n[[sources]]\ntopic = \"json/{machine}/{sensor}\"\nformat = \"json\"\n[limits]\npayload_bytes_max = \"1KiB\"\nmachines_max = 2\nsensors_max = 2\n");
+    let mut b = bench(
+        "[[sources]]\ntopic = \"plant/{machine}/{sensor}\"\n[[sources]]\ntopic = \"json/{machine}/{sensor}\"\nformat = \"json\"\n[limits]\npayload_bytes_max = \"1KiB\"\nmachines_max = 2\nsensors_max = 2\n",
+    );
     b.decode(NOW, "plant/p1/t", b"1").unwrap();
     let long = "m".repeat(500);
     let table: &[(&str, &[u8], Reject)] = &[
