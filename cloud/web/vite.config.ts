@@ -13,5 +13,5 @@ export default defineConfig({
     // `npm run dev:server`, or a real gemba-cloud.
     proxy: { "/api": { target: process.env.GEMBA_CLOUD ?? "http://127.0.0.1:8087", ws: true } },
   },
-  test: { include: ["src/**/*.test.ts"], environment: "node" },
+  test: { include: ["src/**/*.test.ts"], environment: "node", css: true },
 });

@@ -31,7 +31,7 @@ export interface ChartSetup {
   pointed(index: number | null): void;
 }
 
-const AXIS_FONT = "11.5px ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
+const AXIS_FONT = "12px ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
 /** A drag shorter than this many pixels is a click. */
 const DRAG_MIN = 6;
 
@@ -59,14 +59,14 @@ function options(setup: ChartSetup): uPlot.Options {
   return {
     width: setup.width,
     height: setup.height,
-    padding: [8, 10, 0, 0],
+    padding: [8, 20, 0, 0],
     legend: { show: false },
     scales: {
       x: { time: true, range: () => [setup.range().from_ms / 1000, setup.range().to_ms / 1000] },
       y: { range: (_, low, high) => yRange(setup, low, high) },
     },
     axes: [
-      { ...axis, space: 64, size: 34, gap: 6, values: (_, ticks) => axisLabels(ticks, setup.now()) },
+      { ...axis, space: 64, size: (_, labels) => (labels?.some((label) => label?.includes("\n")) ? 36 : 22), gap: 5, lineGap: 1.15, values: (_, ticks) => axisLabels(ticks, setup.now()) },
       { ...axis, space: 26, size: 52, gap: 6, values: (_, ticks) => ticks.map(axisValue) },
     ],
     series: [
@@ -79,7 +79,7 @@ function options(setup: ChartSetup): uPlot.Options {
     cursor: {
       y: false,
       drag: { x: true, y: false, setScale: false },
-      points: { size: 7, fill: () => css("--trend"), stroke: () => css("--panel"), width: 1.5, one: false, show: (u, i) => (i === 3 ? pointElement(u) : (false as unknown as HTMLElement)) },
+      points: { size: 7, fill: () => css("--trend"), stroke: () => css("--panel"), width: 1.5, show: (_, index) => pointElement(index) },
       // The drag belongs to one chart: the page moves all of them.
       sync: { key: setup.sync, setSeries: false, scales: ["x", null], filters: { pub: (type) => type === "mousemove" || type === "mouseleave", sub: () => true } },
       bind: { dblclick: () => null },
@@ -101,10 +101,10 @@ function options(setup: ChartSetup): uPlot.Options {
   };
 }
 
-function pointElement(u: uPlot): HTMLElement {
+/** The cursor's point stands on the mean; those of the band's edges stay away. */
+function pointElement(index: number): HTMLElement {
   const element = document.createElement("div");
-  element.style.background = css("--trend");
-  void u;
+  element.style.visibility = index === 3 ? "" : "hidden";
   return element;
 }
 

@@ -81,18 +81,34 @@ function push(columns: Columns, frame: Frame, time_ms: number, min: number | nul
   columns.mean.push(mean);
 }
 
+/** The tail in steps like the server's, so that the line does not change its look where it becomes live. */
 function addTail(columns: Columns, tail: TailPoint[], frame: Frame, pick: (point: TailPoint) => number | null) {
   const end = columns.x.at(-1);
   // The last bucket covers up to a step after its start.
   const after = end === undefined ? frame.from_ms : end * 1000 + frame.step_ms;
+  let step: { number: number; values: number[]; time_ms: number } | null = null;
+  const finish = () => {
+    if (step === null) return;
+    const mean = step.values.reduce((sum, v) => sum + v, 0) / step.values.length;
+    push(columns, frame, step.time_ms, Math.min(...step.values), Math.max(...step.values), mean);
+  };
   for (const point of tail) {
-    if (point.time_ms <= after || point.time_ms > frame.to_ms) continue;
+    if (point.time_ms < after || point.time_ms > frame.to_ms) continue;
     const v = pick(point);
-    push(columns, frame, point.time_ms, v, v, v);
+    if (v === null) continue;
+    const number = Math.floor((point.time_ms - after) / frame.step_ms);
+    if (step !== null && step.number === number) {
+      step.values.push(v);
+      step.time_ms = point.time_ms;
+      continue;
+    }
+    finish();
+    step = { number, values: [v], time_ms: point.time_ms };
   }
+  finish();
 }
 
-/** The value at or next to a time, for the cursor's read-out; `null` in a gap. */
+/** The last value of a column. */
 export function lastKnown(column: readonly (number | null)[]): number | null {
   for (let i = column.length - 1; i >= 0; i--) {
     const v = column[i];

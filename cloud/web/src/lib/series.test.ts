@@ -1,0 +1,47 @@
+import { expect, test } from "vitest";
+import type { SensorSeries } from "./contract";
+import { TAIL_POINTS_MAX, type TailPoint, appendTail, lastKnown, sensorColumns } from "./series";
+
+const frame = { from_ms: 0, to_ms: 1_000_000, step_ms: 10_000 };
+const point = (time_ms: number, v: number | null): TailPoint => ({ time_ms, values: [v], score: null, health_percent: null });
+const series = (times: number[]): SensorSeries => ({
+  sensor: "a", unit: null, time_ms: times, min: times.map(() => 1), max: times.map(() => 3), mean: times.map(() => 2),
+});
+
+test("buckets become columns in seconds", () => {
+  expect(sensorColumns(series([0, 10_000]), 0, [], frame)).toEqual({ x: [0, 10], min: [1, 1], max: [3, 3], mean: [2, 2] });
+});
+
+test("a hole stays a hole", () => {
+  const { x, mean } = sensorColumns(series([0, 10_000, 60_000]), 0, [], frame);
+  expect(x).toEqual([0, 10, 35, 60]);
+  expect(mean).toEqual([2, 2, null, 2]);
+});
+
+test("the tail begins after the last bucket and is gathered in its steps", () => {
+  const tail = [point(15_000, 9), point(20_000, 4), point(25_000, 8), point(30_000, 5)];
+  expect(sensorColumns(series([0, 10_000]), 0, tail, frame)).toEqual({
+    x: [0, 10, 25, 30], min: [1, 1, 4, 5], max: [3, 3, 8, 5], mean: [2, 2, 6, 5],
+  });
+});
+
+test("a sensor that the server does not know yet has the tail only; a missing value is no point", () => {
+  expect(sensorColumns(undefined, 0, [point(5_000, 7), point(6_000, null)], frame).mean).toEqual([7]);
+  expect(sensorColumns(undefined, 3, [point(5_000, 7)], frame).x).toEqual([]);
+});
+
+test("what is after a fixed stretch of time is not drawn", () => {
+  expect(sensorColumns(undefined, 0, [point(5_000, 7), point(2_000_000, 8)], frame).mean).toEqual([7]);
+});
+
+test("the tail is bounded and takes nothing twice or out of order", () => {
+  let tail: TailPoint[] = [];
+  for (let i = 0; i < TAIL_POINTS_MAX + 50; i++) tail = appendTail(tail, point(i, i));
+  expect(tail.length).toBe(TAIL_POINTS_MAX);
+  expect(tail.at(-1)?.time_ms).toBe(TAIL_POINTS_MAX + 49);
+  expect(appendTail(tail, point(3, 3))).toBe(tail);
+});
+
+test("the last known value skips gaps", () => {
+  expect([lastKnown([1, 2, null]), lastKnown([]), lastKnown([null])]).toEqual([2, null, null]);
+});

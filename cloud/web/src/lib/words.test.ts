@@ -1,0 +1,111 @@
+import { describe, expect, test } from "vitest";
+import type { Alarm, Machine, MachineState, Severity } from "./contract";
+import { compareMachines, sortAlarms } from "./order";
+import { conditionWord, healthTone, machineMatches, stateTone, stateWord, worstAlarm } from "./words";
+
+const NOW = Date.parse("2026-03-01T12:00:00Z");
+
+function machine(over: Partial<Machine>): Machine {
+  return {
+    id: over.name ?? "m", gateway_id: "g", gateway_name: "hall-a", name: "m", display_name: null, state: "ok", health_percent: 95, score: 0.3,
+    detector: "watching", calibration_percent: null, mode: "running", last_reading_at: "2026-03-01T11:59:59Z", connection: "live",
+    sensors_count: 1, ignored: false, merged_into: null, alarm: null, model: "", ...over,
+  };
+}
+
+function alarm(id: string, severity: Severity, over: Partial<Alarm> = {}): Alarm {
+  return {
+    id, machine_id: "m", machine_name: "m", gateway_id: "g", gateway_name: "hall-a", condition: "anomaly", state: "unacknowledged", severity,
+    message: "", raised_at: "2026-03-01T11:00:00Z", arrived_at: "2026-03-01T11:00:00Z", late: false, returned_at: null,
+    acknowledged_at: null, acknowledged_by: null, comment: null, anomaly_id: null, lead_sensors: [], ...over,
+  };
+}
+
+describe("the word of a state", () => {
+  test.each<[Partial<Machine>, string]>([
+    [{ state: "ok" }, "OK"],
+    [{ state: "anomalous" }, "Anomalous"],
+    [{ state: "calibrating", calibration_percent: 62 }, "Calibrating 62 %"],
+    [{ state: "calibrating" }, "Calibrating"],
+    [{ state: "silent", last_reading_at: "2026-03-01T11:56:30Z" }, "Silent 3 min"],
+    [{ state: "silent", last_reading_at: null }, "Never heard"],
+    // Its last reading is old as well, but nobody knows whether the machine is silent.
+    [{ state: "gateway_offline", last_reading_at: "2026-03-01T11:56:30Z" }, "Gateway offline"],
+  ])("%o is %s", (over, word) => expect(stateWord(machine(over), NOW)).toBe(word));
+
+  test.each<[MachineState, Severity | null, string]>([
+    ["ok", null, "calm"],
+    ["anomalous", null, "high"],
+    ["anomalous", "critical", "critical"],
+    ["silent", null, "medium"],
+    ["gateway_offline", null, "muted"],
+  ])("%s with an alarm of severity %s has the tone %s", (state, severity, tone) => expect(stateTone(state, severity)).toBe(tone));
+
+  test("health has colour only when it is bad", () => {
+    expect([95, 80, 79, 59, 39, null].map(healthTone)).toEqual(["calm", "calm", "medium", "high", "critical", "muted"]);
+  });
+
+  test("conditions are said in words", () => {
+    expect(["anomaly", "sensor_fault:pressure", "gateway_offline"].map(conditionWord)).toEqual(["Anomaly", "Sensor fault: pressure", "Gateway offline"]);
+  });
+});
+
+describe("the order of machines", () => {
+  const names = (machines: Machine[]) => machines.map((m) => m.name).join(" ");
+  const list = [
+    machine({ name: "pump-10" }),
+    machine({ name: "pump-2" }),
+    machine({ name: "calibrating", state: "calibrating", health_percent: null }),
+    machine({ name: "offline", state: "gateway_offline" }),
+    machine({ name: "silent", state: "silent" }),
+    machine({ name: "worse", state: "anomalous", health_percent: 20, score: 4 }),
+    machine({ name: "bad", state: "anomalous", health_percent: 55, score: 2 }),
+    machine({ name: "unwatched", state: "anomalous", health_percent: 1, ignored: true }),
+  ];
+
+  test("is the worst first, names in the order of their numbers, ignored ones last", () => {
+    expect(names(list.toSorted(compareMachines("state", false)))).toBe("worse bad silent offline calibrating pump-2 pump-10 unwatched");
+  });
+
+  test("can be by score and turned round", () => {
+    expect(names(list.toSorted(compareMachines("score", false)))).toMatch(/^worse bad/);
+    expect(names(list.toSorted(compareMachines("score", true)))).toMatch(/bad worse unwatched$/);
+  });
+
+  test("does not change with a tenth of a percent", () => {
+    const a = [machine({ name: "a", health_percent: 95.2 }), machine({ name: "b", health_percent: 95.1 })];
+    expect(names(a.toSorted(compareMachines("state", false)))).toBe("a b");
+  });
+
+  test("a search takes every word, in name, display name or gateway", () => {
+    const m = machine({ name: "pump-3", display_name: "Feed pump" });
+    expect(["feed", "PUMP hall", "pump-3", "feed hall-b", ""].map((q) => machineMatches(m, q))).toEqual([true, true, true, false, true]);
+  });
+});
+
+describe("the order of alarms", () => {
+  const ids = (alarms: Alarm[]) => alarms.map((a) => a.id).join(" ");
+  const list = [
+    alarm("low", "low"),
+    alarm("over", "critical", { state: "normal" }),
+    alarm("old", "high", { raised_at: "2026-03-01T10:00:00Z" }),
+    alarm("new", "high"),
+    alarm("critical", "critical", { state: "acknowledged" }),
+  ];
+
+  test("is by severity, then the newest; what is over comes last", () => {
+    expect(ids(sortAlarms(list, new Set()))).toBe("critical new old low over");
+  });
+
+  test("an alarm that has just come stands on top until it is answered", () => {
+    expect(ids(sortAlarms(list, new Set(["low"])))).toBe("low critical new old over");
+    const answered = list.map((a) => (a.id === "low" ? { ...a, state: "acknowledged" as const } : a));
+    expect(ids(sortAlarms(answered, new Set(["low"])))).toBe("critical new old low over");
+  });
+
+  test("a machine shows its worst open alarm, unanswered before answered", () => {
+    expect(worstAlarm(list)?.id).toBe("critical");
+    expect(worstAlarm([alarm("a", "high", { state: "acknowledged" }), alarm("b", "high")])?.id).toBe("b");
+    expect(worstAlarm([alarm("a", "high", { state: "normal" })])).toBeNull();
+  });
+});
