@@ -35,8 +35,6 @@ use inflight::InFlight;
 use report::Report;
 use target::{Stream, Target};
 
-/// How many readings of a sensor the gateway knows again, where they carry their time.
-pub const KNOWN_AGAIN: usize = 16;
 /// The most messages in flight on one connection.
 pub const WINDOW_MAX: usize = 10_000;
 

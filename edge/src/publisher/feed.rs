@@ -15,7 +15,8 @@ use gemba_shared::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{KNOWN_AGAIN, WINDOW_MAX};
+use super::WINDOW_MAX;
+use crate::window::RECENT;
 
 /// Batches of acknowledged messages on their way to the ledger.
 const LEDGER_BATCHES: usize = 64;
@@ -33,12 +34,13 @@ pub enum Format {
 }
 
 impl Format {
-    /// How many messages of a sensor may be in flight. Without a time no message is known again anyway.
+    /// How many messages of a sensor may be in flight: as many readings as the gateway knows again. Without a time it
+    /// knows none.
     #[must_use]
     pub const fn window_of_sensor(self) -> usize {
         match self {
             Self::Number => WINDOW_MAX,
-            Self::Json => KNOWN_AGAIN,
+            Self::Json => RECENT,
         }
     }
 }
