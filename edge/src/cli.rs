@@ -1,1 +1,190 @@
-//! cli
+//! The command line, and what the program's end tells: 0, 1 for a failure, 78 (`EX_CONFIG`) for a configuration.
+
+use std::{
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use gemba_mqtt::broker::LOG_FILTER;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    backtest::{self, BacktestArgs},
+    clock,
+    config::{Config, Refused},
+    enroll, passwords,
+    replay::{self, ReplayArgs},
+    run,
+    simulate::{self, SimulateArgs},
+    status,
+};
+
+/// `EX_CONFIG` of sysexits.h.
+const EXIT_CONFIG: u8 = 78;
+const CONFIG_DEFAULT: &str = "/etc/gemba-edge/edge.toml";
+
+/// Watches machines on a factory gateway, and delivers what it sees to Gemba's cloud
+#[derive(Debug, Parser)]
+#[command(name = "gemba-edge", version)]
+pub struct Cli {
+    /// How logs are written
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log: Log,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Log {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon
+    Run(ConfigArg),
+    /// Says whether a configuration is right, and of each fault where it is
+    Check {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// The same as --config
+        file: Option<PathBuf>,
+    },
+    /// Makes this gateway known to a cloud
+    Enroll {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// What `gemba-cloud gateway add` printed
+        #[arg(long)]
+        token: String,
+        /// Replace the identity that this gateway has
+        #[arg(long)]
+        force: bool,
+    },
+    /// Reads a password from standard input and prints a line for the configuration
+    Passwd,
+    /// Says how the running daemon is
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publishes what a plant of pumps would measure, or makes one of them fail
+    Simulate(Box<SimulateArgs>),
+    /// Publishes recordings
+    Replay(ReplayArgs),
+    /// Judges recordings as the daemon would
+    Backtest(BacktestArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArg {
+    /// The configuration file; without it /etc/gemba-edge/edge.toml where there is one, else the defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArg {
+    fn load(&self) -> Result<Config, Refused> {
+        match &self.config {
+            Some(file) => Config::load(file),
+            None if Path::new(CONFIG_DEFAULT).exists() => Config::load(Path::new(CONFIG_DEFAULT)),
+            None => {
+                let nowhere = |faults| Refused { file: PathBuf::new(), faults };
+                Config::parse("", Path::new(".")).map_err(nowhere)
+            }
+        }
+    }
+}
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logs(cli.log);
+    match carry_out(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let refused = error.downcast_ref::<Refused>().is_some();
+            let text = if refused { format!("{error}") } else { format!("gemba-edge: {error:#}") };
+            match writeln!(io::stderr().lock(), "{text}") {
+                // Nobody reads it: the exit code says it all the same.
+                Ok(()) | Err(_) => {}
+            }
+            if refused { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn carry_out(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(config) => runtime()?.block_on(run::run(config.load()?)),
+        Command::Check { config, file } => {
+            let config = ConfigArg { config: file.or(config.config) };
+            config.load()?;
+            writeln!(io::stdout().lock(), "the configuration is right")?;
+            Ok(())
+        }
+        Command::Enroll { config, token, force } => enroll::enroll(&config.load()?, &token, force),
+        Command::Passwd => passwd(),
+        Command::Status { config, json } => status::status(config.load()?.http, json),
+        Command::Simulate(args) => {
+            until_interrupted(|cancel| async { simulate::run(*args, clock::wall, cancel, &mut io::stdout()).await })
+        }
+        Command::Replay(args) => {
+            until_interrupted(|cancel| async { replay::run(args, clock::wall, cancel, &mut io::stdout()).await })
+        }
+        Command::Backtest(args) => backtest::run(&args, &mut io::stdout().lock()),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Runs a command that Ctrl-C or SIGTERM ends in good order.
+fn until_interrupted<F: Future<Output = anyhow::Result<()>>>(
+    command: impl FnOnce(CancellationToken) -> F,
+) -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        let cancel = CancellationToken::new();
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let command = command(cancel.clone());
+        tokio::pin!(command);
+        tokio::select! {
+            result = &mut command => return result,
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        cancel.cancel();
+        command.await
+    })
+}
+
+fn passwd() -> anyhow::Result<()> {
+    if io::stdin().is_terminal() {
+        writeln!(io::stderr().lock(), "password (it is shown):")?;
+    }
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    anyhow::ensure!(!password.is_empty(), "the password is empty");
+    writeln!(io::stdout().lock(), "password_hash = \"{}\"", passwords::hash(password.as_bytes())?)?;
+    Ok(())
+}
+
+fn start_logs(log: Log) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("info,sled=warn,tract=warn,{LOG_FILTER}")));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match log {
+        Log::Text => logs.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
+        Log::Json => logs.json().flatten_event(true).init(),
+    }
+}

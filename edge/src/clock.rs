@@ -60,8 +60,10 @@ impl Clock {
     }
 }
 
+/// What the wall clock shows, for commands that have no [`Clock`].
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-fn wall() -> Timestamp {
+#[must_use]
+pub fn wall() -> Timestamp {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX))
 }

@@ -40,6 +40,8 @@ const DAY: Duration = Duration::from_hours(24);
 /// Everything that the daemon is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// Where relative paths begin.
+    pub folder: PathBuf,
     pub data_dir: PathBuf,
     pub clock: ClockTrust,
     pub mqtt: Mqtt,
@@ -49,6 +51,8 @@ pub struct Config {
     pub machines: Vec<Machine>,
     /// Where models lie, a folder each; `None` for the places that the program looks in by itself.
     pub models_dir: Option<PathBuf>,
+    /// The model of machines that name none; `None` for the built-in baseline.
+    pub default_model: Option<String>,
     pub cloud: Cloud,
     pub http: SocketAddr,
     pub outbox_bytes_max: u64,
@@ -187,6 +191,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
 
     let mut models = root.section("models");
     let models_dir = models.path("dir").map(in_folder);
+    let default_model = plant::model(&mut models, "default");
     models.finish();
 
     let cloud = cloud(root.section("cloud"), folder);
@@ -195,6 +200,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
     let journal_bytes_max = budget(root.section("journal"), 256 << 20);
     root.finish();
     Config {
+        folder: folder.to_owned(),
         data_dir,
         clock,
         mqtt,
@@ -203,6 +209,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
         defaults,
         machines,
         models_dir,
+        default_model,
         cloud,
         http,
         outbox_bytes_max,

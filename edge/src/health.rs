@@ -83,16 +83,21 @@ pub fn router(gather: Gather) -> Router {
 }
 
 async fn healthz(State(gather): State<Gather>) -> Response {
-    verdict(&gather().unhealthy)
+    verdict(&gathered(gather).await.unhealthy)
 }
 
 async fn readyz(State(gather): State<Gather>) -> Response {
-    let report = gather();
+    let report = gathered(gather).await;
     verdict(&[report.unhealthy, report.unready].concat())
 }
 
 async fn status(State(gather): State<Gather>) -> Json<Report> {
-    Json(gather())
+    Json(gathered(gather).await)
+}
+
+/// Gathering waits for locks that are held over writes to the disk.
+async fn gathered(gather: Gather) -> Report {
+    tokio::task::spawn_blocking(move || gather()).await.unwrap_or_default()
 }
 
 fn verdict(against: &[String]) -> Response {
@@ -104,7 +109,7 @@ fn verdict(against: &[String]) -> Response {
 }
 
 async fn metrics(State(gather): State<Gather>) -> Response {
-    match text(gather().figures) {
+    match text(gathered(gather).await.figures) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
@@ -126,8 +131,10 @@ impl Collector for Figures {
             let mut metric = encoder.encode_descriptor(&figure.name, &figure.help, None, kind)?;
             for (reason, value) in &figure.values {
                 match reason {
-                    Some(reason) => encode(figure.kind, *value, metric.encode_family(&[("reason", reason.as_str())])?)?,
-                    None => encode(figure.kind, *value, metric.encode_family(&NoLabelSet {})?)?,
+                    Some(reason) => {
+                        encode(figure.kind, *value, &mut metric.encode_family(&[("reason", reason.as_str())])?)?;
+                    }
+                    None => encode(figure.kind, *value, &mut metric)?,
                 }
             }
         }
@@ -135,7 +142,7 @@ impl Collector for Figures {
     }
 }
 
-fn encode(kind: Kind, value: f64, mut metric: MetricEncoder<'_>) -> fmt::Result {
+fn encode(kind: Kind, value: f64, metric: &mut MetricEncoder<'_>) -> fmt::Result {
     match kind {
         Kind::Counter => metric.encode_counter::<NoLabelSet, f64, f64>(&value, None),
         Kind::Gauge => metric.encode_gauge(&value),

@@ -31,5 +31,5 @@ pub mod replay;
 pub mod simulate;
 pub mod status;
 
-pub mod cli;
 pub mod run;
+pub mod cli;

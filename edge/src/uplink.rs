@@ -167,7 +167,7 @@ impl Connection<'_> {
                 () = self.uplink.appended.notified() => {}
                 _ = tick.tick() => self.session.tick(self.mono_us()),
                 _ = live.tick() => self.send_live(),
-                _ = status.tick() => self.send_status(),
+                _ = status.tick() => self.send_status().await,
                 result = self.commands.finished() => {
                     let result = self.commands.result(result, self.uplink.clock.now());
                     self.send(Channel::Status, &Up::CommandResult(result));
@@ -308,9 +308,13 @@ impl Connection<'_> {
         }
     }
 
-    fn send_status(&self) {
-        if self.uplink.state.link() != Link::Away {
-            self.send(Channel::Status, &Up::Status((self.uplink.status)()));
+    async fn send_status(&self) {
+        if self.uplink.state.link() == Link::Away {
+            return;
+        }
+        let status = Arc::clone(&self.uplink.status);
+        if let Ok(status) = spawn_blocking(move || status()).await {
+            self.send(Channel::Status, &Up::Status(status));
         }
     }
 }

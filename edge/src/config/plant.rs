@@ -272,10 +272,7 @@ fn machine(mut section: Section<'_>, defaults: &Periods, limits: &Limits) -> Opt
     if units.len() > limits.sensors_max {
         section.fault("units", format!("{} sensors, but limits.sensors_max is {}", units.len(), limits.sensors_max));
     }
-    let model = section.text("model").map(str::to_owned);
-    if model.as_deref().is_some_and(|name| MachineId::new(name).is_err()) {
-        section.fault("model", "it should be the name of a folder in `models.dir`, or be left out for the baseline");
-    }
+    let model = model(&mut section, "model");
     let power = section.parsed("power", |text| SensorId::new(text).map_err(|error| error.to_string()));
     if let Some(power) = &power {
         let unit = units.iter().find(|(id, _)| id == power).map(|(_, unit)| unit.as_str());
@@ -286,6 +283,16 @@ fn machine(mut section: Section<'_>, defaults: &Periods, limits: &Limits) -> Opt
     let mode = mode(section.section("mode"));
     section.finish();
     Some(Machine { id: id?, periods, units, model, power, mode })
+}
+
+/// The name of a model's folder.
+pub(super) fn model(section: &mut Section<'_>, key: &'static str) -> Option<String> {
+    let name = section.text(key)?;
+    if MachineId::new(name).is_err() {
+        section
+            .fault(key, "it should be the name of a folder in `models.dir`, or be left out for the built-in baseline");
+    }
+    Some(name.to_owned())
 }
 
 fn mode(mut section: Section<'_>) -> Option<ModeRule> {

@@ -1,0 +1,179 @@
+//! The thread that owns the line from deliveries to the outbox.
+//!
+//! It takes all deliveries that wait, decodes them, and hands them to the pipeline in one batch: one sync makes all
+//! of them safe, and while the disk works the next batch gathers. Between batches it closes what is due.
+//! While the disk fails, the batch is tried again and nothing is acknowledged: the gate stops reading.
+
+use std::{
+    io, mem,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use gemba_mqtt::delivery::Delivery;
+use gemba_shared::message::{LiveMachine, Outcome};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Clock,
+    ingest::Decoder,
+    pipeline::{Pipeline, PipelineCounters, PipelineError},
+    reading::Reading,
+    uplink::Order,
+};
+
+/// Deliveries in one batch.
+const BATCH_MAX: usize = 256;
+/// Beyond this many, the memory of a batch's readings is given back.
+const READINGS_KEPT: usize = 16_384;
+const TICK_EVERY: Duration = Duration::from_millis(100);
+const LIVE_EVERY: Duration = Duration::from_secs(1);
+/// After a failure of the disk.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// What the line tells of itself.
+#[derive(Debug, Default)]
+pub(super) struct LineState {
+    /// When it last went round, in microseconds of the monotonic clock.
+    pub(super) progress_us: AtomicI64,
+    pub(super) machines: AtomicU64,
+    pub(super) disk_failures: AtomicU64,
+    /// What the disk says since it last failed; empty while it works.
+    pub(super) disk: Mutex<Option<String>>,
+    pub(super) counters: Mutex<PipelineCounters>,
+}
+
+/// The line with everything it works with.
+pub(super) struct Line {
+    pub(super) pipeline: Pipeline,
+    pub(super) decoder: Decoder,
+    pub(super) clock: Arc<Clock>,
+    pub(super) deliveries: mpsc::Receiver<Delivery>,
+    pub(super) orders: mpsc::Receiver<Order>,
+    /// Woken when something was appended to the outbox.
+    pub(super) appended: Arc<Notify>,
+    pub(super) live: watch::Sender<Arc<Vec<LiveMachine>>>,
+    pub(super) state: Arc<LineState>,
+    /// The daemon stops: a disk that fails is not waited for any longer.
+    pub(super) stop: CancellationToken,
+}
+
+impl Line {
+    /// Runs it on a thread of its own, until nobody delivers any more; `ended` is cancelled then, also by a panic.
+    pub(super) fn spawn(self, runtime: Handle, ended: CancellationToken) -> io::Result<()> {
+        let thread = std::thread::Builder::new().name("line".into());
+        thread.spawn(move || {
+            let _ended = ended.drop_guard();
+            self.run(&runtime);
+        })?;
+        Ok(())
+    }
+
+    fn run(mut self, runtime: &Handle) {
+        let mut batch: Vec<Delivery> = Vec::new();
+        let mut readings: Vec<Reading> = Vec::new();
+        let mut tick_at = Instant::now();
+        let mut live_at = tick_at;
+        loop {
+            let received =
+                runtime.block_on(async { timeout_at(tick_at, self.deliveries.recv_many(&mut batch, BATCH_MAX)).await });
+            let ended = received == Ok(0);
+            if !batch.is_empty() && !self.take(&mut batch, &mut readings, runtime) {
+                return;
+            }
+            let instant = Instant::now();
+            if instant >= tick_at || ended {
+                tick_at = instant + TICK_EVERY;
+                self.tick();
+                self.obey();
+            }
+            if instant >= live_at {
+                live_at = instant + LIVE_EVERY;
+                self.live.send_replace(Arc::new(self.pipeline.live()));
+            }
+            self.state.progress_us.store(self.clock.now().mono_us, Relaxed);
+            if ended {
+                return;
+            }
+        }
+    }
+
+    /// Makes a batch safe. False where the daemon stops while the disk fails.
+    fn take(&mut self, batch: &mut Vec<Delivery>, readings: &mut Vec<Reading>, runtime: &Handle) -> bool {
+        let now = self.clock.now();
+        let registry = self.pipeline.registry();
+        for delivery in batch.iter() {
+            for publish in &delivery.messages {
+                // What is rejected is counted and logged there, and acknowledged like the rest: it would only come again.
+                drop(self.decoder.decode(publish, &delivery.publisher, now, registry, readings));
+            }
+        }
+        while let Err(error) = self.pipeline.ingest(readings, batch, now) {
+            self.failed(&error);
+            if self.stop.is_cancelled() {
+                return false;
+            }
+            runtime.block_on(sleep(RETRY_AFTER));
+        }
+        self.works();
+        readings.clear();
+        if readings.capacity() > READINGS_KEPT {
+            *readings = Vec::new();
+        }
+        true
+    }
+
+    fn tick(&mut self) {
+        match self.pipeline.tick(self.clock.now()) {
+            Ok(()) => self.works(),
+            Err(error) => self.failed(&error),
+        }
+        let counters = self.pipeline.counters();
+        let before = mem::replace(&mut *lock(&self.state.counters), counters);
+        self.state.machines.store(self.pipeline.registry().len() as u64, Relaxed);
+        if before.summaries != counters.summaries || before.events != counters.events {
+            self.appended.notify_one();
+        }
+    }
+
+    /// Carries out what the cloud commanded.
+    fn obey(&mut self) {
+        while let Ok(Order { kind, answer }) = self.orders.try_recv() {
+            let outcome = self.pipeline.command(&kind, self.clock.now()).unwrap_or_else(|error| {
+                self.failed(&error);
+                Outcome::Failed("the gateway's disk failed".into())
+            });
+            self.appended.notify_one();
+            if answer.send(outcome).is_err() {
+                tracing::debug!("nobody waits for the command's outcome");
+            }
+        }
+    }
+
+    fn failed(&self, error: &PipelineError) {
+        let text = format!("{:#}", anyhow::Error::msg(error.to_string()));
+        self.state.disk_failures.fetch_add(1, Relaxed);
+        let before = lock(&self.state.disk).replace(text.clone());
+        if before.is_none() {
+            tracing::error!(error = text, "the disk does not take data: devices wait, nothing is acknowledged");
+        }
+    }
+
+    fn works(&self) {
+        if lock(&self.state.disk).take().is_some() {
+            tracing::info!("the disk takes data again");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,278 @@
+//! Gathers what the parts tell of themselves.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use gemba_mqtt::{client::ClientCounters, gate::Counters};
+use gemba_shared::{
+    ids::GatewayId,
+    message::{Count, Status},
+    telemetry::Clock as Trust,
+};
+use rumqttc::MqttOptions;
+
+use super::line::LineState;
+use crate::{
+    clock::Clock,
+    health::{Figure, Report},
+    ingest::{Reject, Rejects},
+    outbox::{Backlog, Outbox, OutboxCounters},
+    pipeline::PipelineCounters,
+    uplink::{Link, UplinkState},
+};
+
+/// After this long without going round, the line is taken for stuck.
+const STUCK_AFTER_US: i64 = 10_000_000;
+/// Names of the gate's counters that are no drops and no refusals.
+const GATE_TRAFFIC: [&str; 5] = ["connections", "connections_accepted", "packets", "messages", "forwarded"];
+
+/// Where messages come from.
+pub(super) enum Intake {
+    Gate { counters: Arc<Counters>, addresses: Vec<SocketAddr>, broker_lost: Arc<AtomicBool> },
+    External { counters: Arc<ClientCounters>, url: String },
+}
+
+/// What became of a model that the configuration names.
+#[derive(Debug)]
+pub(super) struct ModelState {
+    pub(super) name: String,
+    pub(super) refused: Option<String>,
+}
+
+/// Where everything is asked.
+pub(super) struct Vitals {
+    pub(super) clock: Arc<Clock>,
+    pub(super) line: Arc<LineState>,
+    pub(super) rejects: Arc<Rejects>,
+    pub(super) intake: Intake,
+    pub(super) outbox: Arc<Mutex<Outbox>>,
+    pub(super) uplink: Arc<UplinkState>,
+    pub(super) gateway: Mutex<Delivering>,
+    pub(super) models: Vec<ModelState>,
+}
+
+/// Whether there is somewhere to deliver to.
+#[derive(Debug, Default)]
+pub(super) struct Delivering {
+    gateway: Option<GatewayId>,
+    broker: String,
+    why_not: Option<&'static str>,
+}
+
+impl Vitals {
+    pub(super) fn not_delivering(&self, why: &'static str) {
+        lock(&self.gateway).why_not = Some(why);
+    }
+
+    pub(super) fn delivering(&self, gateway: GatewayId, options: &MqttOptions) {
+        let (host, port) = options.broker_address();
+        *lock(&self.gateway) = Delivering { gateway: Some(gateway), broker: format!("{host}:{port}"), why_not: None };
+    }
+
+    /// What needs a person or a restart.
+    pub(super) fn unhealthy(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let idle_us = self.clock.now().mono_us - self.line.progress_us.load(Relaxed);
+        if idle_us > STUCK_AFTER_US {
+            faults.push(format!("the line from devices to the outbox has not moved for {} s", idle_us / 1_000_000));
+        }
+        if let Some(error) = &*lock(&self.line.disk) {
+            faults.push(format!("the disk does not take data: {error}"));
+        }
+        if let Intake::Gate { broker_lost, .. } = &self.intake
+            && broker_lost.load(Relaxed)
+        {
+            faults.push("the embedded broker does not answer".to_owned());
+        }
+        faults
+    }
+
+    /// What it is not ready for.
+    fn unready(&self) -> Vec<String> {
+        match &self.intake {
+            Intake::External { counters, url } if !counters.connected.load(Relaxed) => {
+                vec![format!("no connection to the broker {url}")]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let now = self.clock.now();
+        Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            unhealthy: self.unhealthy(),
+            unready: self.unready(),
+            facts: self.facts(now.clock, now.mono_us),
+            figures: self.figures(),
+        }
+    }
+
+    fn facts(&self, clock: Trust, mono_us: i64) -> Vec<(String, String)> {
+        let mut facts = Vec::new();
+        let mut tell = |what: &str, fact: String| facts.push((what.to_owned(), fact));
+        match &self.intake {
+            Intake::Gate { addresses, .. } => {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                tell("devices", format!("connect to {}", addresses.join(", ")));
+            }
+            Intake::External { counters, url } => {
+                let state = if counters.connected.load(Relaxed) { "connected" } else { "away" };
+                tell("devices", format!("through the broker {url}: {state}"));
+            }
+        }
+        let delivering = lock(&self.gateway);
+        match (delivering.why_not, delivering.gateway) {
+            (Some(why), _) => tell("cloud", why.to_owned()),
+            (None, gateway) => {
+                tell("cloud", format!("{}: {}", delivering.broker, link_text(self.uplink.link())));
+                tell("gateway", gateway.map_or_else(String::new, |gateway| gateway.to_string()));
+            }
+        }
+        if let Some(at) = self.uplink.last_receipt_us() {
+            tell("last receipt", format!("{} s ago", (mono_us - at) / 1_000_000));
+        }
+        let clock = match clock {
+            Trust::Trusted => "right",
+            Trust::Untrusted => "not known to be right: readings' times are not judged",
+        };
+        tell("clock", clock.to_owned());
+        for model in &self.models {
+            let state = model.refused.as_ref().map_or_else(|| "loaded".to_owned(), |why| format!("refused: {why}"));
+            tell("model", format!("{}: {state}", model.name));
+        }
+        facts
+    }
+
+    fn figures(&self) -> Vec<Figure> {
+        let (backlog, outbox) = self.outbox();
+        let line = *lock(&self.line.counters);
+        let machines = self.line.machines.load(Relaxed);
+        let mut figures = vec![
+            Figure::gauge("machines", "Machines known", machines as f64),
+            Figure::gauge("backlog_records", "Records that wait for a receipt", backlog.records as f64),
+            Figure::gauge("backlog_bytes", "Bytes of the records that wait for a receipt", backlog.bytes as f64),
+            Figure::gauge(
+                "cloud_connected",
+                "1 while the cloud is connected and answers",
+                f64::from(u8::from(self.uplink.link() == Link::Connected)),
+            ),
+            Figure::by_reason("rejected", "Messages or values that were not taken", self.rejected()),
+            Figure::counter("disk_failures", "Writes that the disk refused", self.line.disk_failures.load(Relaxed)),
+        ];
+        figures.extend(line_figures(&line));
+        figures.extend(outbox_figures(&outbox));
+        match &self.intake {
+            Intake::Gate { counters, .. } => {
+                let read = counters.read();
+                let traffic = read.iter().filter(|(name, _)| GATE_TRAFFIC.contains(name));
+                figures.extend(traffic.map(|&(name, count)| match name {
+                    "connections" => Figure::gauge("gate_connections", "Devices connected", count as f64),
+                    name => Figure::counter(&format!("gate_{name}"), "Traffic of the gate", count),
+                }));
+                let refused = read.into_iter().filter(|(name, _)| !GATE_TRAFFIC.contains(name));
+                figures.push(Figure::by_reason("gate_refused", "What the gate refused or dropped", refused));
+            }
+            Intake::External { counters, .. } => {
+                figures.push(Figure::counter(
+                    "broker_messages",
+                    "Messages of the broker",
+                    counters.messages.load(Relaxed),
+                ));
+                figures.push(Figure::counter(
+                    "broker_connections",
+                    "Connections to the broker",
+                    counters.connections.load(Relaxed),
+                ));
+            }
+        }
+        figures.extend(
+            self.uplink.counters().into_iter().map(|(name, count)| Figure::counter(name, "Of the uplink", count)),
+        );
+        figures.push(Figure::by_reason(
+            "frames_refused",
+            "Frames of the cloud that were not taken",
+            self.uplink.frames_refused(),
+        ));
+        figures
+    }
+
+    fn outbox(&self) -> (Backlog, OutboxCounters) {
+        let mut outbox = lock(&self.outbox);
+        (outbox.backlog(), outbox.counters())
+    }
+
+    fn rejected(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Reject::ALL.into_iter().map(|reason| (reason.reason(), self.rejects.count(reason)))
+    }
+
+    /// What the cloud is told every few seconds.
+    pub(super) fn status(&self) -> Status {
+        let now = self.clock.now();
+        let (backlog, outbox) = self.outbox();
+        let line = *lock(&self.line.counters);
+        let others =
+            [("late", line.late), ("outbox_over_budget", outbox.over_budget), ("outbox_damaged", outbox.damaged)];
+        let drops = self.rejected().chain(others).filter(|(_, count)| *count > 0);
+        Status {
+            at: now.wall,
+            clock: now.clock,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            machines: u32::try_from(self.line.machines.load(Relaxed)).unwrap_or(u32::MAX),
+            backlog_records: backlog.records,
+            backlog_bytes: backlog.bytes,
+            drops: drops.map(|(reason, count)| Count { reason: reason.to_owned(), count }).collect(),
+        }
+    }
+}
+
+const fn link_text(link: Link) -> &'static str {
+    match link {
+        Link::Away => "away, trying again",
+        Link::Connected => "connected",
+        Link::Unanswered => "connected, but no receipt comes",
+        Link::ForeignKey => "connected, but what comes is not signed by the cloud that was enrolled",
+    }
+}
+
+fn line_figures(line: &PipelineCounters) -> Vec<Figure> {
+    vec![
+        Figure::counter("readings", "Readings taken in", line.readings),
+        Figure::counter("late", "Readings whose interval was closed already", line.late),
+        Figure::counter("duplicates", "Readings that had come before", line.duplicates),
+        Figure::counter("replayed", "Readings of the journal taken in at the start", line.replayed),
+        Figure::counter("replay_refused", "Readings of the journal beyond the limits", line.replay_refused),
+        Figure::counter("journal_blocks_lost", "Blocks of the journal lost to damage", line.journal_blocks_lost),
+        Figure::counter("journal_syncs", "Syncs of the journal", line.journal_syncs),
+        Figure::gauge("journal_bytes", "Size of the journal", line.journal_bytes as f64),
+        Figure::counter("summaries", "Summaries made", line.summaries),
+        Figure::counter("events", "Events made", line.events),
+        Figure::counter("anomalies", "Anomalies opened", line.anomalies_opened),
+        Figure::counter(
+            "model_failures",
+            "Steps that the baseline judged because the model failed",
+            line.model_failures,
+        ),
+    ]
+}
+
+fn outbox_figures(outbox: &OutboxCounters) -> Vec<Figure> {
+    let dropped = [("over_budget", outbox.over_budget), ("damaged", outbox.damaged), ("too_large", outbox.too_large)];
+    vec![
+        Figure::counter("outbox_records", "Records put into the outbox", outbox.records),
+        Figure::counter("outbox_released", "Records that the cloud has", outbox.released),
+        Figure::counter("outbox_refused", "Records that the cloud refused for good", outbox.refused),
+        Figure::by_reason("outbox_dropped", "Records that will never be delivered", dropped),
+    ]
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
