@@ -17,7 +17,7 @@ use gemba_shared::{
     message::{Batch, Downlink, Lane, Live, LiveMachine, Receipt, Refused, Seq, Status, Uplink as Up},
     topic::{self, Channel},
 };
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeReasonCode};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::spawn_blocking,
@@ -77,6 +77,8 @@ impl std::fmt::Debug for Uplink {
 
 enum Incoming {
     Connected,
+    /// From now on the cloud's answers come.
+    Subscribed,
     Frame(bytes::Bytes),
 }
 
@@ -127,6 +129,12 @@ async fn poll(mut events: EventLoop, arrived: mpsc::Sender<Incoming>) -> String 
     loop {
         let incoming = match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => Incoming::Connected,
+            Ok(Event::Incoming(Packet::SubAck(answer))) => {
+                if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
+                    return "the cloud's broker does not let this gateway listen".to_owned();
+                }
+                Incoming::Subscribed
+            }
             Ok(Event::Incoming(Packet::Publish(publish))) => Incoming::Frame(publish.payload),
             Ok(_) => continue,
             Err(error) => return error.to_string(),
@@ -157,9 +165,13 @@ impl Connection<'_> {
                 frame = incoming.recv() => match frame {
                     None => return "stopped".to_owned(),
                     Some(Incoming::Connected) => {
-                        if let Err(error) = self.connected() {
+                        let down = topic::down(self.uplink.identity.gateway);
+                        if let Err(error) = self.client.try_subscribe(down, QoS::AtLeastOnce) {
                             return error.to_string();
                         }
+                    }
+                    Some(Incoming::Subscribed) => {
+                        self.connected();
                         status.reset_immediately();
                     }
                     Some(Incoming::Frame(frame)) => self.receive(&frame).await,
@@ -185,14 +197,11 @@ impl Connection<'_> {
         self.uplink.clock.now().mono_us
     }
 
-    fn connected(&mut self) -> Result<(), rumqttc::ClientError> {
-        let gateway = self.uplink.identity.gateway;
-        self.client.try_subscribe(topic::down(gateway), QoS::AtLeastOnce)?;
+    fn connected(&mut self) {
         self.backoff.connected(Instant::now());
         self.session.connected(self.mono_us());
         self.uplink.state.connected();
-        tracing::info!(%gateway, "connected to the cloud");
-        Ok(())
+        tracing::info!(gateway = %self.uplink.identity.gateway, "connected to the cloud");
     }
 
     /// Sends what the session wants, as long as the connection takes it.

@@ -201,8 +201,12 @@ fn device(mut section: Section<'_>, listen: &[SocketAddr], tls: Option<&Tls>, fo
         section.fault(given.get(1).map_or("", |key| key), format!("one of {} is needed", proofs.join(", ")));
     }
     let mut proof = None;
-    if let Some(hash) = section.parsed("password_hash", password_hash) {
-        proof = Some(Proof::PasswordHash(hash));
+    if let Some(hash) = section.text("password_hash") {
+        // Its text is not repeated: it may be a password that was written here by mistake.
+        match crate::passwords::check(hash) {
+            Ok(()) => proof = Some(Proof::PasswordHash(hash.to_owned())),
+            Err(message) => section.fault("password_hash", message),
+        }
     }
     if let Some(file) = section.path("password_file") {
         proof = Some(Proof::PasswordFile(folder.join(file)));
@@ -233,14 +237,6 @@ fn device(mut section: Section<'_>, listen: &[SocketAddr], tls: Option<&Tls>, fo
 fn device_name(text: &str) -> Result<String, String> {
     let fits = !text.is_empty() && text.len() <= 64 && !text.chars().any(char::is_control);
     if fits { Ok(text.to_owned()) } else { Err("write a name of 1 to 64 bytes".to_owned()) }
-}
-
-fn password_hash(text: &str) -> Result<String, String> {
-    match crate::passwords::check(text) {
-        Ok(()) => Ok(text.to_owned()),
-        // A password that was written here by mistake is not repeated.
-        Err(message) => Err(message),
-    }
 }
 
 /// An MQTT topic filter.

@@ -159,7 +159,7 @@ fn source(mut section: Section<'_>) -> Option<Source> {
         time: section.parsed("time", values::pointer).unwrap_or(default.time),
         time_format: section.choice("time_format", &times, default.time_format),
     };
-    let several = json.values.is_some();
+    let several = section.has("values");
     if several && section.has("value") {
         section.fault("value", "`values` is given too; a payload has either one value or an object of several");
     }

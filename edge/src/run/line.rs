@@ -113,7 +113,9 @@ impl Line {
         for delivery in batch.iter() {
             for publish in &delivery.messages {
                 // What is rejected is counted and logged there, and acknowledged like the rest: it would only come again.
-                drop(self.decoder.decode(publish, &delivery.publisher, now, registry, readings));
+                match self.decoder.decode(publish, &delivery.publisher, now, registry, readings) {
+                    Ok(()) | Err(_) => {}
+                }
             }
         }
         while let Err(error) = self.pipeline.ingest(readings, batch, now) {
