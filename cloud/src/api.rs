@@ -1,1 +1,213 @@
-//! api
+//! The HTTP API: what `/api/v1` answers, and the routes for probes and metrics beside it.
+//!
+//! Handlers take a request apart and put an answer together; what is in it is decided elsewhere. Every route stands
+//! in the table of [`access`]; every error is a [`problem`]; a request has an id (`x-request-id`), a deadline
+//! ([`DEADLINE`]) and a body of at most [`BODY_BYTES_MAX`].
+
+pub mod access;
+pub mod alarms;
+pub mod anomalies;
+pub mod document;
+pub mod enroll;
+pub mod extract;
+pub mod gateways;
+pub mod health;
+pub mod live;
+pub mod machines;
+pub mod problem;
+pub mod series;
+pub mod session;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, MatchedPath, Request},
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use ed25519_dalek::SigningKey;
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use self::problem::ApiError;
+use crate::{
+    live::{Change, Changes, hub::Feed},
+    store::Store,
+    users::{passwords::Passwords, slowdown::Slowdown, tokens::Tokens},
+    views::Patience,
+};
+
+pub use document::openapi;
+
+/// The largest body of a request.
+pub const BODY_BYTES_MAX: usize = 64 * 1_024;
+/// How long a request may take.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Clients of the live stream at a time.
+pub const LIVE_CLIENTS_MAX: usize = 500;
+
+/// What the routes stand on.
+#[derive(Clone)]
+pub struct ApiState(Arc<Inner>);
+
+struct Inner {
+    parts: Parts,
+    tokens: Tokens,
+    passwords: Passwords,
+    slowdown: Slowdown,
+    live_clients: Arc<Semaphore>,
+}
+
+/// What [`ApiState`] is made of.
+pub struct Parts {
+    pub store: Store,
+    /// The wall clock.
+    pub clock: fn() -> Timestamp,
+    pub patience: Patience,
+    pub changes: Changes,
+    /// Where [`crate::live::hub::Hub`] tells changes.
+    pub feed: Feed,
+    /// The page of `/metrics`.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// Why the daemon is not ready, besides the database; for `/readyz`.
+    pub not_ready: Box<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+impl std::fmt::Debug for ApiState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiState")
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Parts")
+    }
+}
+
+impl ApiState {
+    /// With the cloud's key, of which the tokens' key is derived.
+    #[must_use]
+    pub fn new(parts: Parts, cloud: &SigningKey) -> Self {
+        Self(Arc::new(Inner {
+            parts,
+            tokens: Tokens::new(cloud),
+            passwords: Passwords::default(),
+            slowdown: Slowdown::default(),
+            live_clients: Arc::new(Semaphore::new(LIVE_CLIENTS_MAX)),
+        }))
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.0.parts.clock)()
+    }
+
+    fn store(&self) -> &Store {
+        &self.0.parts.store
+    }
+
+    fn patience(&self) -> Patience {
+        self.0.parts.patience
+    }
+
+    fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+
+    fn passwords(&self) -> &Passwords {
+        &self.0.passwords
+    }
+
+    fn slowdown(&self) -> &Slowdown {
+        &self.0.slowdown
+    }
+
+    fn feed(&self) -> &Feed {
+        &self.0.parts.feed
+    }
+
+    fn tell(&self, change: Change) {
+        // An error says that nobody watches, which is no fault.
+        drop(self.0.parts.changes.send(change));
+    }
+}
+
+/// The routes below `/api/v1` and their description.
+fn routes() -> OpenApiRouter<ApiState> {
+    let api = OpenApiRouter::new()
+        .routes(routes!(session::login))
+        .routes(routes!(session::renew))
+        .routes(routes!(session::change_password))
+        .routes(routes!(session::me))
+        .routes(routes!(gateways::list))
+        .routes(routes!(machines::list))
+        .routes(routes!(machines::one, machines::label))
+        .routes(routes!(machines::label_sensor))
+        .routes(routes!(machines::merge))
+        .routes(routes!(series::read))
+        .routes(routes!(anomalies::list))
+        .routes(routes!(anomalies::one))
+        .routes(routes!(alarms::list))
+        .routes(routes!(alarms::acknowledge))
+        .routes(routes!(live::open))
+        .routes(routes!(document::serve));
+    OpenApiRouter::new()
+        .nest("/api/v1", api)
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+}
+
+/// All routes; what is not below `/api` and not a probe is left to the caller's fallback (the page).
+///
+/// `more` are routes of other modules that belong to the API (enrolment); they must stand in the table of
+/// [`access`] as well.
+///
+/// Serve it with `into_make_service_with_connect_info::<SocketAddr>()`: logins are slowed for each address.
+pub fn router(state: ApiState, more: Router) -> Router {
+    let (routes, _) = routes().split_for_parts();
+    let known =
+        routes.with_state(state.clone()).merge(more).route_layer(middleware::from_fn_with_state(state, access::gate));
+    known
+        .route("/api", axum::routing::any(not_found))
+        .route("/api/", axum::routing::any(not_found))
+        .route("/api/{*rest}", axum::routing::any(not_found))
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(around))
+}
+
+async fn not_found() -> ApiError {
+    ApiError::not_found("route")
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route does not know this method")
+}
+
+/// What is around every request: its id, its deadline, its line in the log, headers for all answers.
+async fn around(request: Request, next: Next) -> Response {
+    let id = Uuid::now_v7();
+    let started = std::time::Instant::now();
+    let method = request.method().clone();
+    // The route, not the path: names and ids of a plant are not for every log.
+    let route =
+        request.extensions().get::<MatchedPath>().map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
+    let answer = tokio::time::timeout(DEADLINE, next.run(request)).await;
+    let late = || ApiError::unavailable("deadline", "this took too long; ask for less", Duration::from_secs(5));
+    let mut response = answer.unwrap_or_else(|_| late().into_response());
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    let status = response.status().as_u16();
+    let ms = started.elapsed().as_millis() as u64;
+    tracing::debug!(%id, %method, route, status, ms, "request");
+    response
+}

@@ -2,12 +2,15 @@
 //!
 //! A module uses what stands above it in this list, never what stands below it.
 
+pub mod clock;
+
 pub mod config;
 pub mod keys;
 pub mod metrics;
 
 pub mod alarms;
 pub mod machines;
+pub mod views;
 pub mod series;
 pub mod users;
 
@@ -19,5 +22,5 @@ pub mod enrolment;
 pub mod api;
 pub mod web;
 
-pub mod cli;
 pub mod serve;
+pub mod cli;

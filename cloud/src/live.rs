@@ -1,1 +1,21 @@
-//! live
+//! What has changed, told to whoever watches.
+
+pub mod hub;
+
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+/// How many changes a slow watcher may be behind before it has to load everything again.
+pub const CHANGES_MAX: usize = 1_024;
+
+/// Where changes are told, after the transaction that made them.
+pub type Changes = broadcast::Sender<Change>;
+
+/// A row that is not as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Change {
+    Machine(Uuid),
+    Alarm(Uuid),
+    Anomaly(Uuid),
+    Gateway(Uuid),
+}

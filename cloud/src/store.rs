@@ -1,1 +1,85 @@
-//! store
+//! All SQL: a pool of connections, and behind it a file for each noun.
+//!
+//! What is decided stands in the rules (`alarms`, `machines`), what is answered in `api`; here it is only read
+//! and written.
+
+use tokio_postgres::error::SqlState;
+
+pub mod alarms;
+pub mod alarms_read;
+pub mod anomalies;
+pub mod anomalies_read;
+pub mod catalog;
+pub mod enrolment;
+pub mod gateways;
+pub mod gateways_read;
+pub mod lanes;
+pub mod machines;
+pub mod migrate;
+pub mod pool;
+pub mod series;
+pub mod states;
+pub mod summaries;
+pub mod users;
+mod words;
+
+pub use pool::Store;
+
+/// Why the database did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection within the time limit, or it broke: try again later.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the database refused a statement")]
+    Database(#[source] tokio_postgres::Error),
+    /// A row that was there a moment ago.
+    #[error("the database no longer has {0}")]
+    Missing(&'static str),
+}
+
+impl StoreError {
+    /// Whether the same request may succeed later without anybody changing it.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unavailable(_) => true,
+            Self::Missing(_) => false,
+            Self::Database(error) => error.code().is_some_and(|code| {
+                // Classes 40 (rollback, deadlock) and 53 (resources), and what took too long.
+                let class = code.code().starts_with("40") || code.code().starts_with("53");
+                class || *code == SqlState::QUERY_CANCELED || *code == SqlState::LOCK_NOT_AVAILABLE
+            }),
+        }
+    }
+
+    /// Whether a unique index refused it.
+    #[must_use]
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION))
+    }
+}
+
+impl From<tokio_postgres::Error> for StoreError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        // Class 08 is the connection, 57P a server that is shutting down or starting, 25P03 one that hung up on us.
+        let said = error.code().is_some_and(|code| {
+            code.code().starts_with("08") || code.code().starts_with("57P") || code.code() == "25P03"
+        });
+        let broke = std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
+        if said || broke || error.is_closed() || error.to_string().starts_with("timeout") {
+            Self::Unavailable(Box::new(error))
+        } else {
+            Self::Database(error)
+        }
+    }
+}
+
+impl From<deadpool_postgres::PoolError> for StoreError {
+    fn from(error: deadpool_postgres::PoolError) -> Self {
+        match error {
+            deadpool_postgres::PoolError::Backend(error) => error.into(),
+            other => Self::Unavailable(Box::new(other)),
+        }
+    }
+}

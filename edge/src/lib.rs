@@ -4,9 +4,13 @@
 
 pub mod reading;
 
+pub mod files;
+pub mod passwords;
 pub mod config;
+pub mod clock;
 pub mod health;
 
+pub mod devices;
 pub mod ingest;
 pub mod generations;
 pub mod journal;
@@ -15,10 +19,12 @@ pub mod detect;
 pub mod summary;
 pub mod outbox;
 pub mod pipeline;
+pub mod identity;
 pub mod session;
 pub mod uplink;
 
 pub mod enroll;
+pub mod publisher;
 pub mod recording;
 pub mod backtest;
 pub mod replay;

@@ -213,3 +213,6 @@ fn decompress(body: &[u8]) -> Result<Vec<u8>, FrameError> {
     let plain = lz4_flex::block::decompress(packed, size).map_err(|_| FrameError::Compression)?;
     if plain.len() == size { Ok(plain) } else { Err(FrameError::Compression) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! Nothing in this crate opens a file or a socket, reads a clock or spawns a task: it is called with
 //! bytes and times, and answers with values. Limits are constants with their unit in the name.
 
+pub mod enrolment;
 pub mod frame;
 pub mod gate;
 pub mod ids;

@@ -146,13 +146,24 @@ pub struct Refused {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommandKind {
     /// Learn anew what is normal.
-    Recalibrate { machine: MachineId },
+    Recalibrate {
+        machine: MachineId,
+    },
     /// What the detector sees now is normal from now on.
-    AcceptNewNormal { machine: MachineId },
+    AcceptNewNormal {
+        machine: MachineId,
+    },
     /// Whether an anomaly was one.
-    LabelAnomaly { machine: MachineId, opened: Timestamp, real: bool },
+    LabelAnomaly {
+        machine: MachineId,
+        opened: Timestamp,
+        real: bool,
+    },
     /// Do not judge this machine until it is put back.
-    OutOfService { machine: MachineId, out: bool },
+    OutOfService {
+        machine: MachineId,
+        out: bool,
+    },
     Reload,
     SendDiagnostics,
 }
@@ -188,3 +199,6 @@ pub enum Downlink {
     Command(Command),
     Desired(Desired),
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -92,7 +92,9 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DetectorState {
     /// It learns what is normal, and judges nothing.
-    Calibrating { percent: u8 },
+    Calibrating {
+        percent: u8,
+    },
     Watching,
     Anomalous,
     /// It cannot judge: too few usable sensors.

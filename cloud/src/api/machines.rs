@@ -1,0 +1,141 @@
+//! Machines, and what people say of them.
+
+use axum::{Json, extract::State};
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    ApiState,
+    access::Caller,
+    extract::{Body, Items, Params, Path, present, written},
+    problem::ApiError,
+};
+use crate::{
+    live::Change,
+    store::machines::{self, Filter, Labels},
+    views::{Machine, MachineDetail, machine::MergeRefused},
+};
+
+const DISPLAY_NAME_CHARS_MAX: usize = 100;
+
+/// What is left out stays as it is.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LabelsBody {
+    /// `null` takes the name away.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, max_length = 100)]
+    display_name: Option<Option<String>>,
+    #[serde(default)]
+    ignored: Option<bool>,
+}
+
+impl LabelsBody {
+    fn check(self) -> Result<Labels, ApiError> {
+        let display_name = match self.display_name {
+            Some(Some(name)) => {
+                let name = written("display_name", &name, DISPLAY_NAME_CHARS_MAX, false)?;
+                Some(Some(name).filter(|name| !name.is_empty()))
+            }
+            other => other,
+        };
+        Ok(Labels { display_name, ignored: self.ignored })
+    }
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Merge {
+    /// The machine to be shown as a part of; `null` undoes.
+    #[serde(deserialize_with = "Option::deserialize")]
+    #[schema(required)]
+    into: Option<Uuid>,
+}
+
+/// Machines, by the name they are shown with.
+#[utoipa::path(get, path = "/machines", tag = "machines",
+    params(("gateway" = Option<Uuid>, Query), ("include_ignored" = Option<bool>, Query),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = Items<Machine>)))]
+pub async fn list(State(state): State<ApiState>, mut params: Params) -> Result<Json<Items<Machine>>, ApiError> {
+    let filter =
+        Filter { gateway: params.id("gateway"), include_ignored: params.flag("include_ignored").unwrap_or(false) };
+    let page = params.page::<(String, Uuid)>();
+    params.finish()?;
+    let (now, patience) = (state.now(), state.patience());
+    let rows = machines::list(state.store(), &filter, page.after.as_ref(), page.rows(), now, patience).await?;
+    let key = |last: &Machine| (last.display_name.clone().unwrap_or_else(|| last.name.clone()), last.id);
+    Ok(Json(Items::new(rows, &page, key)))
+}
+
+/// A machine with its sensors.
+#[utoipa::path(get, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path)),
+    responses((status = 200, body = MachineDetail), (status = 404)))]
+pub async fn one(State(state): State<ApiState>, Path(id): Path<Uuid>) -> Result<Json<MachineDetail>, ApiError> {
+    detail(&state, id).await
+}
+
+/// Rename a machine, or ignore it.
+#[utoipa::path(patch, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path)), request_body = LabelsBody,
+    responses((status = 200, body = MachineDetail), (status = 404)))]
+pub async fn label(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<Uuid>,
+    Body(body): Body<LabelsBody>,
+) -> Result<Json<MachineDetail>, ApiError> {
+    let labels = body.check()?;
+    if !machines::label(state.store(), id, &labels).await? {
+        return Err(ApiError::not_found("machine"));
+    }
+    tracing::info!(machine = %id, ?labels, user = caller.user.name, "machine labelled");
+    state.tell(Change::Machine(id));
+    detail(&state, id).await
+}
+
+/// Rename a sensor, or ignore it.
+#[utoipa::path(patch, path = "/machines/{id}/sensors/{name}", tag = "machines",
+    params(("id" = Uuid, Path), ("name" = String, Path, description = "The sensor's id on its gateway.")),
+    request_body = LabelsBody, responses((status = 200, body = MachineDetail), (status = 404)))]
+pub async fn label_sensor(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path((id, sensor)): Path<(Uuid, String)>,
+    Body(body): Body<LabelsBody>,
+) -> Result<Json<MachineDetail>, ApiError> {
+    let labels = body.check()?;
+    if sensor.contains('\0') || !machines::label_sensor(state.store(), id, &sensor, &labels).await? {
+        return Err(ApiError::not_found("sensor"));
+    }
+    tracing::info!(machine = %id, sensor, ?labels, user = caller.user.name, "sensor labelled");
+    state.tell(Change::Machine(id));
+    detail(&state, id).await
+}
+
+/// Show a machine as a part of another.
+///
+/// Its rows stay its own, so that this can be undone with `null`.
+#[utoipa::path(post, path = "/machines/{id}/merge", tag = "machines", params(("id" = Uuid, Path)), request_body = Merge,
+    responses((status = 200, body = MachineDetail), (status = 404), (status = 409, description = "`not_mergeable`")))]
+pub async fn merge(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<Uuid>,
+    Body(body): Body<Merge>,
+) -> Result<Json<MachineDetail>, ApiError> {
+    match machines::merge(state.store(), id, body.into).await? {
+        None => return Err(ApiError::not_found("machine")),
+        Some(Err(refused @ MergeRefused::NoTarget)) => return Err(ApiError::field("into", refused)),
+        Some(Err(refused)) => return Err(ApiError::conflict("not_mergeable", refused)),
+        Some(Ok(())) => {}
+    }
+    tracing::info!(machine = %id, into = ?body.into, user = caller.user.name, "machine merged");
+    state.tell(Change::Machine(id));
+    detail(&state, id).await
+}
+
+async fn detail(state: &ApiState, id: Uuid) -> Result<Json<MachineDetail>, ApiError> {
+    let found = machines::detail(state.store(), id, state.now(), state.patience()).await?;
+    found.map(Json).ok_or_else(|| ApiError::not_found("machine"))
+}

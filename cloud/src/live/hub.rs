@@ -1,0 +1,255 @@
+//! Turns changes into messages, once for all clients.
+//!
+//! The hub reads what changed from the database and writes each message as JSON once; clients share the text.
+//! Machines are told at most [`MACHINES_EVERY`] (the latest state wins), everything else after [`OTHERS_AFTER`], so
+//! that a burst is one query. With no client it only empties its queue. A client that cannot keep up loses messages
+//! and is told to load everything again; so are all when the hub itself could not.
+//!
+//! A machine falls silent, and a gateway offline, without a row that changes: the hub looks for such every
+//! [`SWEEP_EVERY`].
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use axum::extract::ws::Utf8Bytes;
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Change;
+use crate::{
+    store::{self, Store, StoreError},
+    views::{Alarm, Anomaly, Gateway, MachineLive, MachineState, Patience},
+};
+
+/// Messages that a client may be behind.
+pub const MESSAGES_MAX: usize = 2_048;
+/// A machine is told no more often than this.
+pub const MACHINES_EVERY: Duration = Duration::from_millis(500);
+/// How long other changes wait for company.
+pub const OTHERS_AFTER: Duration = Duration::from_millis(20);
+pub const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long the hub waits after the database failed it.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Rows read at a time.
+const ROWS_MAX: usize = 500;
+
+/// A message of the live stream.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Message {
+    Hello,
+    Machine {
+        machine: MachineLive,
+    },
+    Alarm {
+        alarm: Box<Alarm>,
+    },
+    Anomaly {
+        anomaly: Box<Anomaly>,
+    },
+    Gateway {
+        gateway: Gateway,
+    },
+    /// Messages were lost: load everything again.
+    Resync,
+}
+
+impl Message {
+    /// As it is sent.
+    #[must_use]
+    pub fn text(&self) -> Utf8Bytes {
+        // Strings, numbers and lists: nothing in it can fail to be written.
+        serde_json::to_string(self).unwrap_or_else(|_| r#"{"type":"resync"}"#.to_owned()).into()
+    }
+}
+
+/// Where clients listen.
+#[derive(Debug, Clone)]
+pub struct Feed(broadcast::Sender<Utf8Bytes>);
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self(broadcast::channel(MESSAGES_MAX).0)
+    }
+}
+
+impl Feed {
+    /// Every message from now on; `Lagged` means that the client is to be told to resync.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Utf8Bytes> {
+        self.0.subscribe()
+    }
+
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.0.receiver_count()
+    }
+
+    fn tell(&self, message: &Message) {
+        // An error says that nobody listens, which is no fault.
+        drop(self.0.send(message.text()));
+    }
+}
+
+/// What is to be read and told.
+#[derive(Debug, Default)]
+struct Pending {
+    machines: HashSet<Uuid>,
+    alarms: HashSet<Uuid>,
+    anomalies: HashSet<Uuid>,
+    gateways: HashSet<Uuid>,
+}
+
+impl Pending {
+    fn add(&mut self, change: Change) {
+        match change {
+            Change::Machine(id) => self.machines.insert(id),
+            Change::Alarm(id) => self.alarms.insert(id),
+            Change::Anomaly(id) => self.anomalies.insert(id),
+            Change::Gateway(id) => self.gateways.insert(id),
+        };
+    }
+
+    fn others(&self) -> bool {
+        !(self.alarms.is_empty() && self.anomalies.is_empty() && self.gateways.is_empty())
+    }
+}
+
+/// Tells changes to clients until it is cancelled or no one can change anything any more.
+#[derive(Debug)]
+pub struct Hub {
+    store: Store,
+    feed: Feed,
+    clock: fn() -> Timestamp,
+    patience: Patience,
+    pending: Pending,
+    /// The word for each machine when it was last looked at.
+    states: HashMap<Uuid, MachineState>,
+    failing: bool,
+}
+
+impl Hub {
+    #[must_use]
+    pub fn new(store: Store, feed: Feed, clock: fn() -> Timestamp, patience: Patience) -> Self {
+        Self { store, feed, clock, patience, pending: Pending::default(), states: HashMap::new(), failing: false }
+    }
+
+    pub async fn run(mut self, mut changes: broadcast::Receiver<Change>, cancel: CancellationToken) {
+        let mut machines_at = Instant::now();
+        let mut others_at = Instant::now();
+        let mut sweep_at = Instant::now();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                change = changes.recv() => match change {
+                    Ok(change) if self.feed.clients() > 0 => {
+                        if !self.pending.others() {
+                            others_at = others_at.max(Instant::now() + OTHERS_AFTER);
+                        }
+                        if matches!(change, Change::Gateway(_)) {
+                            sweep_at = sweep_at.min(Instant::now() + OTHERS_AFTER);
+                        }
+                        self.pending.add(change);
+                    }
+                    Ok(_) => self.pending = Pending::default(),
+                    Err(RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "live stream fell behind; clients load everything again");
+                        self.feed.tell(&Message::Resync);
+                    }
+                    Err(RecvError::Closed) => return,
+                },
+                () = sleep_until(machines_at), if !self.pending.machines.is_empty() => {
+                    let told = self.tell_machines().await;
+                    machines_at = Instant::now() + self.pause(told, MACHINES_EVERY);
+                }
+                () = sleep_until(others_at), if self.pending.others() => {
+                    let told = self.tell_others().await;
+                    others_at = Instant::now() + self.pause(told, Duration::ZERO);
+                }
+                () = sleep_until(sweep_at) => {
+                    let swept = self.sweep().await;
+                    sweep_at = Instant::now() + self.pause(swept, SWEEP_EVERY);
+                }
+            }
+        }
+    }
+
+    /// How long until the next time; one line in the log for each outage.
+    fn pause(&mut self, result: Result<(), StoreError>, usual: Duration) -> Duration {
+        match result {
+            Ok(()) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("live stream reads the database again");
+                    self.feed.tell(&Message::Resync);
+                }
+                usual
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(%error, "live stream cannot read the database");
+                }
+                usual.max(RETRY_AFTER)
+            }
+        }
+    }
+
+    async fn tell_machines(&mut self) -> Result<(), StoreError> {
+        let ids = some_of(&self.pending.machines);
+        for machine in store::machines::live(&self.store, &ids, (self.clock)(), self.patience).await? {
+            self.states.insert(machine.id, machine.state);
+            self.feed.tell(&Message::Machine { machine });
+        }
+        self.pending.machines.retain(|id| !ids.contains(id));
+        Ok(())
+    }
+
+    async fn tell_others(&mut self) -> Result<(), StoreError> {
+        let ids = some_of(&self.pending.gateways);
+        if !ids.is_empty() {
+            for gateway in store::gateways_read::by_ids(&self.store, &ids, (self.clock)(), self.patience).await? {
+                self.feed.tell(&Message::Gateway { gateway });
+            }
+            self.pending.gateways.retain(|id| !ids.contains(id));
+        }
+        let ids = some_of(&self.pending.anomalies);
+        if !ids.is_empty() {
+            for anomaly in store::anomalies_read::by_ids(&self.store, &ids).await? {
+                self.feed.tell(&Message::Anomaly { anomaly: Box::new(anomaly) });
+            }
+            self.pending.anomalies.retain(|id| !ids.contains(id));
+        }
+        let ids = some_of(&self.pending.alarms);
+        if !ids.is_empty() {
+            for alarm in store::alarms_read::by_ids(&self.store, &ids).await? {
+                self.feed.tell(&Message::Alarm { alarm: Box::new(alarm) });
+            }
+            self.pending.alarms.retain(|id| !ids.contains(id));
+        }
+        Ok(())
+    }
+
+    /// Finds machines whose word changed by the passing of time.
+    async fn sweep(&mut self) -> Result<(), StoreError> {
+        if self.feed.clients() == 0 {
+            self.states.clear();
+            return Ok(());
+        }
+        let found = store::machines::states(&self.store, (self.clock)(), self.patience).await?;
+        let changed = found.iter().filter(|(id, state)| self.states.get(id).is_some_and(|known| known != state));
+        self.pending.machines.extend(changed.map(|(id, _)| *id));
+        self.states = found.into_iter().collect();
+        Ok(())
+    }
+}
+
+fn some_of(ids: &HashSet<Uuid>) -> Vec<Uuid> {
+    ids.iter().take(ROWS_MAX).copied().collect()
+}

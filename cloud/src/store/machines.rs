@@ -1,0 +1,320 @@
+//! Machines as they are shown, and what people say of them: names, what to ignore, what belongs together.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{Store, StoreError, gateways_read::enrolment, words::Word};
+use crate::views::{
+    self, Connection, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
+    machine::{GroupSensor, MergeRefused, MergedMachine, connection, may_merge, state, union_of_sensors},
+};
+
+/// One row for each shown machine `m`; `live` is the one of its group that was heard last.
+const SELECT: &str = "
+    SELECT m.id, m.gateway_id, g.name AS gateway_name, m.name, m.display_name, m.ignored, m.merged_into,
+           m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.score, live.health_percent,
+           live.mode, live.last_reading_at, live.model, live.interval_ms AS live_interval_ms,
+           lg.state AS gateway_state, lg.last_seen_at,
+           (SELECT count(DISTINCT s.name) FROM machines p JOIN sensors s ON s.machine_id = p.id
+            WHERE p.id = m.id OR p.merged_into = m.id) AS sensors_count,
+           alarm.id AS alarm_id, alarm.severity AS alarm_severity, alarm.state AS alarm_state
+    FROM machines m
+    JOIN gateways g ON g.id = m.gateway_id
+    CROSS JOIN LATERAL (
+        SELECT p.* FROM machines p WHERE p.id = m.id OR p.merged_into = m.id
+        ORDER BY p.last_reading_at DESC NULLS LAST, p.id LIMIT 1
+    ) live
+    JOIN gateways lg ON lg.id = live.gateway_id
+    LEFT JOIN LATERAL (
+        SELECT a.id, a.severity, a.state FROM alarms a
+        WHERE a.state <> 'normal'
+          AND a.machine_id IN (SELECT p.id FROM machines p WHERE p.id = m.id OR p.merged_into = m.id)
+        ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], a.severity), a.raised_at DESC LIMIT 1
+    ) alarm ON true";
+
+/// What machines to list.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    pub gateway: Option<Uuid>,
+    pub include_ignored: bool,
+}
+
+/// Machines by the name they are shown with, from behind `after`. Those that are shown as a part of another
+/// are not listed.
+///
+/// # Errors
+/// If the database is away.
+pub async fn list(
+    store: &Store,
+    filter: &Filter,
+    after: Option<&(String, Uuid)>,
+    limit: i64,
+    now: Timestamp,
+    patience: Patience,
+) -> Result<Vec<Machine>, StoreError> {
+    let sql = format!(
+        "{SELECT}
+         WHERE m.merged_into IS NULL AND ($1::uuid IS NULL OR m.gateway_id = $1) AND (NOT m.ignored OR $2)
+           AND ($3::text IS NULL OR (coalesce(m.display_name, m.name), m.id) > ($3, $4::uuid))
+         ORDER BY coalesce(m.display_name, m.name), m.id LIMIT $5"
+    );
+    let client = store.client().await?;
+    let statement = client.prepare_cached(&sql).await?;
+    let rows = client
+        .query(
+            &statement,
+            &[&filter.gateway, &filter.include_ignored, &after.map(|a| &a.0), &after.map(|a| a.1), &limit],
+        )
+        .await?;
+    rows.iter().map(|row| machine(row, now, patience)).collect()
+}
+
+/// A machine with its sensors.
+///
+/// # Errors
+/// If the database is away.
+pub async fn detail(
+    store: &Store,
+    id: Uuid,
+    now: Timestamp,
+    patience: Patience,
+) -> Result<Option<MachineDetail>, StoreError> {
+    Ok(details(store, &[id], now, patience).await?.pop())
+}
+
+/// The live state of the machines that these are shown as.
+///
+/// # Errors
+/// If the database is away.
+pub async fn live(
+    store: &Store,
+    changed: &[Uuid],
+    now: Timestamp,
+    patience: Patience,
+) -> Result<Vec<MachineLive>, StoreError> {
+    let shown: Vec<Uuid> = {
+        let client = store.client().await?;
+        let statement =
+            client.prepare_cached("SELECT DISTINCT coalesce(merged_into, id) FROM machines WHERE id = ANY($1)").await?;
+        let rows = client.query(&statement, &[&changed]).await?;
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?
+    };
+    let details = details(store, &shown, now, patience).await?;
+    Ok(details.iter().map(|detail| MachineLive::new(&detail.machine, &detail.sensors)).collect())
+}
+
+/// The word for each machine that is shown by itself.
+///
+/// # Errors
+/// If the database is away.
+pub async fn states(
+    store: &Store,
+    now: Timestamp,
+    patience: Patience,
+) -> Result<Vec<(Uuid, MachineState)>, StoreError> {
+    let client = store.client().await?;
+    let statement = client
+        .prepare_cached(
+            "SELECT m.id, live.last_reading_at, live.interval_ms, live.detector, lg.state AS gateway_state,
+                    lg.last_seen_at
+             FROM machines m
+             CROSS JOIN LATERAL (
+                 SELECT p.* FROM machines p WHERE p.id = m.id OR p.merged_into = m.id
+                 ORDER BY p.last_reading_at DESC NULLS LAST, p.id LIMIT 1
+             ) live
+             JOIN gateways lg ON lg.id = live.gateway_id
+             WHERE m.merged_into IS NULL",
+        )
+        .await?;
+    let rows = client.query(&statement, &[]).await?;
+    rows.iter()
+        .map(|row| {
+            let Word(detector) = row.try_get("detector")?;
+            let connection = connection_of(row, row.try_get("interval_ms")?, now, patience)?;
+            Ok((row.try_get("id")?, state(connection, detector)))
+        })
+        .collect()
+}
+
+async fn details(
+    store: &Store,
+    ids: &[Uuid],
+    now: Timestamp,
+    patience: Patience,
+) -> Result<Vec<MachineDetail>, StoreError> {
+    let client = store.client().await?;
+    let machines = client.prepare_cached(&format!("{SELECT} WHERE m.id = ANY($1)")).await?;
+    let sensors = client
+        .prepare_cached(
+            "SELECT t.id AS shown, s.name, s.display_name, s.unit, s.ignored, p.last_reading_at,
+                    p.last_values[s.position + 1] AS last_value
+             FROM machines t JOIN machines p ON p.id = t.id OR p.merged_into = t.id
+             JOIN sensors s ON s.machine_id = p.id
+             WHERE t.id = ANY($1)
+             ORDER BY t.id, p.id <> t.id, p.created_at, p.id, s.position",
+        )
+        .await?;
+    let merged = client
+        .prepare_cached("SELECT merged_into, id, name FROM machines WHERE merged_into = ANY($1) ORDER BY name, id")
+        .await?;
+    let mut sensors_of: HashMap<Uuid, Vec<GroupSensor>> = HashMap::new();
+    for row in client.query(&sensors, &[&ids]).await? {
+        sensors_of.entry(row.try_get("shown")?).or_default().push(group_sensor(&row)?);
+    }
+    let mut merged_of: HashMap<Uuid, Vec<MergedMachine>> = HashMap::new();
+    for row in client.query(&merged, &[&ids]).await? {
+        let part = MergedMachine { id: row.try_get("id")?, name: row.try_get("name")? };
+        merged_of.entry(row.try_get("merged_into")?).or_default().push(part);
+    }
+    let rows = client.query(&machines, &[&ids]).await?;
+    rows.iter()
+        .map(|row| {
+            let machine = machine(row, now, patience)?;
+            let id = machine.id;
+            Ok(MachineDetail {
+                machine,
+                step_ms: row.try_get("step_ms")?,
+                interval_ms: row.try_get("interval_ms")?,
+                sensors: union_of_sensors(sensors_of.remove(&id).unwrap_or_default()),
+                merged: merged_of.remove(&id).unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+/// What a person says of a machine or a sensor; `None` leaves as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// `Some(None)` takes the name away.
+    pub display_name: Option<Option<String>>,
+    pub ignored: Option<bool>,
+}
+
+/// Changes a machine's labels; false if there is no such machine.
+///
+/// # Errors
+/// If the database is away.
+pub async fn label(store: &Store, id: Uuid, labels: &Labels) -> Result<bool, StoreError> {
+    let client = store.client().await?;
+    let changed = client
+        .execute(
+            "UPDATE machines SET display_name = CASE WHEN $2 THEN $3 ELSE display_name END,
+                                 ignored = coalesce($4, ignored)
+             WHERE id = $1",
+            &[&id, &labels.display_name.is_some(), &labels.display_name.clone().flatten(), &labels.ignored],
+        )
+        .await?;
+    Ok(changed > 0)
+}
+
+/// Changes the labels of a sensor, in all machines that are shown as this one; false if it has no such sensor.
+///
+/// # Errors
+/// If the database is away.
+pub async fn label_sensor(store: &Store, machine: Uuid, sensor: &str, labels: &Labels) -> Result<bool, StoreError> {
+    let client = store.client().await?;
+    let changed = client
+        .execute(
+            "UPDATE sensors SET display_name = CASE WHEN $3 THEN $4 ELSE display_name END,
+                                ignored = coalesce($5, ignored)
+             WHERE name = $2 AND machine_id IN (SELECT id FROM machines WHERE id = $1 OR merged_into = $1)",
+            &[
+                &machine,
+                &sensor,
+                &labels.display_name.is_some(),
+                &labels.display_name.clone().flatten(),
+                &labels.ignored,
+            ],
+        )
+        .await?;
+    Ok(changed > 0)
+}
+
+/// Shows a machine as a part of another, or (`None`) by itself again; `None` if there is no such machine.
+///
+/// # Errors
+/// If the database is away.
+pub async fn merge(
+    store: &Store,
+    id: Uuid,
+    into: Option<Uuid>,
+) -> Result<Option<Result<(), MergeRefused>>, StoreError> {
+    let mut client = store.client().await?;
+    let transaction = client.transaction().await?;
+    // Both rows, and the parts of the one that is to be merged, in one order: two merges cannot make a chain.
+    let rows = transaction
+        .query(
+            "SELECT id, merged_into FROM machines WHERE id = $1 OR id = $2 OR merged_into = $1 ORDER BY id FOR UPDATE",
+            &[&id, &into],
+        )
+        .await?;
+    let mut merged_into: HashMap<Uuid, Option<Uuid>> = HashMap::new();
+    for row in &rows {
+        merged_into.insert(row.try_get("id")?, row.try_get("merged_into")?);
+    }
+    if !merged_into.contains_key(&id) {
+        return Ok(None);
+    }
+    if let Some(into) = into {
+        let has_parts = merged_into.values().any(|target| *target == Some(id));
+        if let Err(refused) = may_merge(id, into, merged_into.get(&into).copied(), has_parts) {
+            return Ok(Some(Err(refused)));
+        }
+    }
+    transaction.execute("UPDATE machines SET merged_into = $2 WHERE id = $1", &[&id, &into]).await?;
+    transaction.commit().await?;
+    Ok(Some(Ok(())))
+}
+
+fn machine(row: &Row, now: Timestamp, patience: Patience) -> Result<Machine, StoreError> {
+    let Word(detector) = row.try_get("detector")?;
+    let Word(mode) = row.try_get("mode")?;
+    let connection = connection_of(row, row.try_get("live_interval_ms")?, now, patience)?;
+    let alarm = match row.try_get("alarm_id")? {
+        Some(id) => {
+            let (Word(severity), Word(state)) = (row.try_get("alarm_severity")?, row.try_get("alarm_state")?);
+            Some(MachineAlarm { id, severity, state })
+        }
+        None => None,
+    };
+    Ok(Machine {
+        id: row.try_get("id")?,
+        gateway_id: row.try_get("gateway_id")?,
+        gateway_name: row.try_get("gateway_name")?,
+        name: row.try_get("name")?,
+        display_name: row.try_get("display_name")?,
+        state: state(connection, detector),
+        health_percent: row.try_get("health_percent")?,
+        score: row.try_get("score")?,
+        detector,
+        calibration_percent: row.try_get("calibration_percent")?,
+        mode,
+        last_reading_at: row.try_get("last_reading_at")?,
+        connection,
+        sensors_count: row.try_get("sensors_count")?,
+        ignored: row.try_get("ignored")?,
+        merged_into: row.try_get("merged_into")?,
+        alarm,
+        model: row.try_get("model")?,
+    })
+}
+
+fn connection_of(row: &Row, interval_ms: i32, now: Timestamp, patience: Patience) -> Result<Connection, StoreError> {
+    let enrolment = enrolment(row.try_get("gateway_state")?);
+    let gateway = views::gateway_state(enrolment, row.try_get("last_seen_at")?, now, patience);
+    Ok(connection(gateway, row.try_get("last_reading_at")?, interval_ms, now, patience))
+}
+
+fn group_sensor(row: &Row) -> Result<GroupSensor, StoreError> {
+    Ok(GroupSensor {
+        name: row.try_get("name")?,
+        display_name: row.try_get("display_name")?,
+        unit: row.try_get("unit")?,
+        ignored: row.try_get("ignored")?,
+        last_value: row.try_get("last_value")?,
+        heard_at: row.try_get("last_reading_at")?,
+    })
+}

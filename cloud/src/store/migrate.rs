@@ -1,0 +1,147 @@
+//! The schema's history: forward only, each step in a transaction of its own, all of them under one lock.
+//!
+//! A step that has been released is never edited: its checksum is kept in the database, and a difference is an
+//! error. A database that is ahead of this program is refused: an old program would write what the new one no
+//! longer understands.
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Store, StoreError};
+
+/// Number, name and text of every step, in their order.
+const STEPS: [(i32, &str, &str); 1] = [(1, "initial", include_str!("../../migrations/0001_initial.sql"))];
+/// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).
+const LOCK: i64 = 0x67_65_6d_62_61;
+
+/// Why the schema is not what this program needs.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("migration {number} ({name}) failed and changed nothing")]
+    Step { number: i32, name: &'static str, source: tokio_postgres::Error },
+    #[error(
+        "the database has migration {found}, this program knows {known}: it was used by a newer gemba-cloud; \
+         install that version or newer"
+    )]
+    Newer { found: i32, known: i32 },
+    #[error("migration {number} was applied in another form than this program has: it is not this program's database")]
+    Different { number: i32 },
+    #[error("the database lacks migration {0}: run `gemba-cloud migrate`")]
+    Behind(i32),
+}
+
+impl Store {
+    /// Brings the schema up to date and says which steps that took.
+    ///
+    /// # Errors
+    /// If the database cannot be reached, is ahead of this program, or a step fails (it then changed nothing).
+    pub async fn migrate(&self) -> Result<Vec<i32>, MigrateError> {
+        let mut client = self.client().await?;
+        // The lock waits for another migrating program, and a step may take long: neither is a fault.
+        client.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await.map_err(StoreError::from)?;
+        client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.map_err(StoreError::from)?;
+        let done = apply(&mut client).await;
+        // This connection carries settings of its own and the lock: it is not given back to the pool.
+        drop(deadpool_postgres::Object::take(client));
+        done
+    }
+
+    /// Whether the schema is exactly what this program needs.
+    ///
+    /// # Errors
+    /// If it is not, or the database cannot be reached.
+    pub async fn check_schema(&self) -> Result<(), MigrateError> {
+        let client = self.client().await?;
+        let known = client
+            .query_one("SELECT to_regclass('public.migrations') IS NOT NULL", &[])
+            .await
+            .map_err(StoreError::from)?
+            .get::<_, bool>(0);
+        let applied = if known { applied(&client).await? } else { Vec::new() };
+        match STEPS.get(check(&applied)?) {
+            Some((number, ..)) => Err(MigrateError::Behind(*number)),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn apply(client: &mut deadpool_postgres::Client) -> Result<Vec<i32>, MigrateError> {
+    client
+        .batch_execute(
+            "CREATE TABLE IF NOT EXISTS migrations (
+                 number integer PRIMARY KEY,
+                 name text NOT NULL,
+                 sha256 bytea NOT NULL,
+                 applied_at timestamptz NOT NULL DEFAULT now()
+             )",
+        )
+        .await
+        .map_err(StoreError::from)?;
+    let from = check(&applied(client).await?)?;
+    let mut done = Vec::new();
+    for (number, name, text) in &STEPS[from..] {
+        let step = |source| MigrateError::Step { number: *number, name, source };
+        let transaction = client.transaction().await.map_err(step)?;
+        transaction.batch_execute(text).await.map_err(step)?;
+        transaction
+            .execute(
+                "INSERT INTO migrations (number, name, sha256) VALUES ($1, $2, $3)",
+                &[number, name, &checksum(text)],
+            )
+            .await
+            .map_err(step)?;
+        transaction.commit().await.map_err(step)?;
+        tracing::info!(number, name, "applied a migration");
+        done.push(*number);
+    }
+    Ok(done)
+}
+
+async fn applied(client: &tokio_postgres::Client) -> Result<Vec<(i32, Vec<u8>)>, StoreError> {
+    let rows = client.query("SELECT number, sha256 FROM migrations ORDER BY number", &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// How many of the steps are there.
+fn check(applied: &[(i32, Vec<u8>)]) -> Result<usize, MigrateError> {
+    let known = STEPS.last().map_or(0, |(number, ..)| *number);
+    for (i, (number, sha256)) in applied.iter().enumerate() {
+        let Some((expected, _, text)) = STEPS.get(i) else {
+            return Err(MigrateError::Newer { found: applied.last().map_or(0, |(number, _)| *number), known });
+        };
+        if number != expected || *sha256 != checksum(text) {
+            return Err(MigrateError::Different { number: *number });
+        }
+    }
+    Ok(applied.len())
+}
+
+fn checksum(text: &str) -> Vec<u8> {
+    Sha256::digest(text).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_told_from_another_and_from_the_future() {
+        let ours: Vec<_> = STEPS.iter().map(|(number, _, text)| (*number, checksum(text))).collect();
+        assert_eq!(check(&[]).unwrap(), 0);
+        assert_eq!(check(&ours).unwrap(), STEPS.len());
+        let mut newer = ours.clone();
+        newer.push((STEPS.len() as i32 + 1, vec![0; 32]));
+        assert!(matches!(check(&newer), Err(MigrateError::Newer { .. })));
+        let mut edited = ours;
+        edited[0].1[0] ^= 1;
+        assert!(matches!(check(&edited), Err(MigrateError::Different { number: 1 })));
+    }
+
+    #[test]
+    fn steps_count_up_from_one() {
+        for (i, (number, ..)) in STEPS.iter().enumerate() {
+            assert_eq!(*number as usize, i + 1);
+        }
+    }
+}

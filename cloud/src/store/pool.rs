@@ -1,0 +1,71 @@
+//! Connections: a bound on their number, and a time limit on everything that is asked of them.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio_postgres::{Config, NoTls};
+
+use super::StoreError;
+
+/// How long a request waits for a free connection, and a connection for the server.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// For the server: a statement, a lock, and a transaction that nobody goes on with.
+const SERVER_LIMITS: &str = "-c statement_timeout=30s -c lock_timeout=15s -c idle_in_transaction_session_timeout=60s \
+                             -c timezone=UTC -c client_min_messages=warning";
+
+/// The database, behind a pool. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: Pool,
+}
+
+impl Store {
+    /// A store that connects when it is first asked something.
+    ///
+    /// # Errors
+    /// If the pool cannot be made.
+    pub fn new(mut config: Config, connections_max: usize) -> anyhow::Result<Self> {
+        let given = config.get_options().unwrap_or_default().to_owned();
+        // What the URL says comes last and wins.
+        config.options(format!("{SERVER_LIMITS} {given}")).application_name("gemba-cloud").connect_timeout(CONNECT_MAX);
+        let manager =
+            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
+        let pool = Pool::builder(manager)
+            .max_size(connections_max)
+            .wait_timeout(Some(WAIT_MAX))
+            .create_timeout(Some(CONNECT_MAX))
+            .recycle_timeout(Some(CONNECT_MAX))
+            .runtime(Runtime::Tokio1)
+            .build()?;
+        Ok(Self { pool })
+    }
+
+    /// A connection, for as long as it is held.
+    ///
+    /// # Errors
+    /// If none is free or can be made in time.
+    pub async fn client(&self) -> Result<Client, StoreError> {
+        Ok(self.pool.get().await?)
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        Ok(self.client().await?.check_connection().await?)
+    }
+
+    /// Connections in use, and the most there may be.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        let status = self.pool.status();
+        (status.size.saturating_sub(status.available), status.max_size)
+    }
+
+    /// Ends the pool; every later request fails.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+}

@@ -1,0 +1,124 @@
+//! What the edge daemon takes, as a whole process: `cargo bench -p gemba-edge --bench whole`.
+//!
+//! The daemon and the load generator share this machine's cores, so the rate is of both together; the CPU seconds
+//! are the daemon's alone, from /proc.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const EDGE: &str = env!("CARGO_BIN_EXE_gemba-edge");
+const MACHINES: &str = "250";
+const CONNECTIONS: &str = "10";
+const MESSAGES: u64 = 2_000_000;
+const READY_MAX: Duration = Duration::from_secs(10);
+/// The kernel's clock ticks a second in /proc (`getconf CLK_TCK`): 100 on every Linux that Rust runs on.
+const TICKS_PER_S: f64 = 100.0;
+
+struct Edge {
+    child: Child,
+    mqtt: SocketAddr,
+    ready: Duration,
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+impl Edge {
+    fn start(directory: &Path) -> Self {
+        let (mqtt, http) = (free_address(), free_address());
+        let config = directory.join("edge.toml");
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("models");
+        let text = format!(
+            "[gateway]\ndata_dir = \"{}/edge\"\n[mqtt]\nlisten = \"{mqtt}\"\nanonymous = true\n[http]\nlisten = \"{http}\"\n\
+             [models]\ndir = \"{}\"\n",
+            directory.display(),
+            models.display()
+        );
+        fs::write(&config, text).unwrap();
+        let log = fs::File::create(directory.join("edge.log")).unwrap();
+        let start = Instant::now();
+        let child = Command::new(EDGE)
+            .arg("run")
+            .arg("--config")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut edge = Self { child, mqtt, ready: Duration::ZERO };
+        while ureq::get(format!("http://{http}/readyz")).call().is_err() {
+            assert!(start.elapsed() < READY_MAX, "{}", fs::read_to_string(directory.join("edge.log")).unwrap());
+            std::hint::spin_loop();
+        }
+        edge.ready = start.elapsed();
+        edge
+    }
+
+    fn cpu_s(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / TICKS_PER_S
+    }
+
+    fn resident_mib(&self, field: &str) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    fn load(&self, more: &[&str]) -> serde_json::Value {
+        let url = format!("mqtt://{}", self.mqtt);
+        let output = Command::new(EDGE)
+            .args(["simulate", "--load", "--json", "--url", &url, "--machines", MACHINES, "--connections", CONNECTIONS])
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn main() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = Edge::start(directory.path());
+    println!("start to ready, empty: {:.0} ms", first.ready.as_secs_f64() * 1e3);
+    println!("resident after the start: {:.1} MiB", first.resident_mib("VmRSS:"));
+
+    for (what, format) in [("plain numbers", "number"), ("JSON with a source time", "json")] {
+        let messages = MESSAGES.to_string();
+        let cpu = first.cpu_s();
+        let report = first.load(&["--messages", &messages, "--format", format]);
+        let cpu = first.cpu_s() - cpu;
+        let acknowledged = report["acknowledged"].as_u64().unwrap();
+        assert_eq!(acknowledged, MESSAGES, "every message was acknowledged");
+        println!(
+            "QoS 1, {MACHINES} machines x 8 sensors, {CONNECTIONS} connections, {what}: {:.0} messages/s, {:.1} CPU-s a million, \
+             PUBACK p50 {:.1} ms p99 {:.1} ms, resident {:.1} MiB (peak {:.1})",
+            report["messages_per_s"].as_f64().unwrap(),
+            cpu / MESSAGES as f64 * 1e6,
+            report["latency_ms"]["p50"].as_f64().unwrap(),
+            report["latency_ms"]["p99"].as_f64().unwrap(),
+            first.resident_mib("VmRSS:"),
+            first.resident_mib("VmHWM:"),
+        );
+    }
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    drop(first);
+    let second = Edge::start(directory.path());
+    println!("start to ready after a kill, journal replayed: {:.0} ms", second.ready.as_secs_f64() * 1e3);
+}
