@@ -88,7 +88,7 @@ async fn what_is_not_acknowledged_comes_again_from_rumqttd() {
 }
 
 /// Mosquitto on a free port; `None` where it is not installed.
-struct Mosquitto(Child, u16, tempfile::TempDir);
+struct Mosquitto(Child, u16, #[expect(dead_code, reason = "it is there to be dropped")] tempfile::TempDir);
 
 impl Mosquitto {
     fn start(port: Option<u16>) -> Option<Self> {
