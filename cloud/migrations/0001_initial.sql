@@ -41,6 +41,8 @@ CREATE TABLE gateways (
     public_key bytea CHECK (length(public_key) = 32),
     -- SHA-256 of the random password for the MQTT connection.
     mqtt_password_hash bytea CHECK (length(mqtt_password_hash) = 32),
+    -- Where it finds the broker, if not where the cloud's configuration says.
+    mqtt_url text,
     -- The gateway whose machines this one takes over when it is enrolled.
     replaces uuid REFERENCES gateways,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -139,6 +141,18 @@ CREATE TABLE sensors (
     ignored boolean NOT NULL DEFAULT false,
     PRIMARY KEY (machine_id, position),
     UNIQUE (machine_id, name)
+);
+
+-- How one outbox of a gateway numbers a machine's sensors. A gateway that lost its data, or another that took its
+-- place, finds the same sensors in another order.
+CREATE TABLE catalogs (
+    machine_id uuid NOT NULL REFERENCES machines,
+    epoch bigint NOT NULL,
+    revision integer NOT NULL,
+    -- By the gateway's position: the position in `sensors`.
+    positions smallint[] NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (machine_id, epoch)
 );
 
 -- One row for each machine and interval; the arrays go by catalog position.

@@ -8,6 +8,7 @@ pub mod access;
 pub mod alarms;
 pub mod anomalies;
 pub mod document;
+pub mod enroll;
 pub mod extract;
 pub mod gateways;
 pub mod health;
@@ -173,6 +174,7 @@ pub fn router(state: ApiState, more: Router) -> Router {
         routes.with_state(state.clone()).merge(more).route_layer(middleware::from_fn_with_state(state, access::gate));
     known
         .route("/api", axum::routing::any(not_found))
+        .route("/api/", axum::routing::any(not_found))
         .route("/api/{*rest}", axum::routing::any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

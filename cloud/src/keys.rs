@@ -81,8 +81,7 @@ impl Keys {
         authority.distinguished_name.push(DnType::CommonName, "Gemba MQTT authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let authority_pem =
-            self.kept("mqtt-ca.pem", || Ok(authority.clone().self_signed(&authority_key)?.pem()))?;
+        let authority_pem = self.kept("mqtt-ca.pem", || Ok(authority.clone().self_signed(&authority_key)?.pem()))?;
 
         let known = self.kept("mqtt-names.txt", || Ok(names.join("\n")))?;
         let key = self.pem_key("mqtt-key.pem")?;
@@ -142,8 +141,13 @@ fn kept(path: &Path, make: impl FnOnce() -> anyhow::Result<String>) -> anyhow::R
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let failed = || format!("cannot write {}", path.display());
     let unfinished = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished).with_context(failed)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .with_context(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(failed)?;
     fs::rename(&unfinished, path).with_context(failed)?;
     let directory = path.parent().unwrap_or(Path::new("."));

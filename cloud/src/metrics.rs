@@ -1,1 +1,132 @@
-//! metrics
+//! What the daemon counts, as Prometheus reads it.
+
+use std::fmt;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// A fixed word that says why.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    pub reason: &'static str,
+}
+
+/// All counters of the daemon.
+pub struct Metrics {
+    registry: Registry,
+    /// Frames that were authenticated and read.
+    pub frames: Counter,
+    pub frames_refused: Family<Reason, Counter>,
+    /// Records that are in the database.
+    pub records: Counter,
+    /// Rows of summaries, and sensors in them.
+    pub summaries: Counter,
+    pub sensor_summaries: Counter,
+    /// Summaries whose machine and start were there.
+    pub summaries_known: Counter,
+    pub records_refused: Family<Reason, Counter>,
+    /// Records that came again.
+    pub records_again: Counter,
+    /// Batches that were not taken since something before them is missing.
+    pub batches_early: Counter,
+    pub gaps: Counter,
+    /// Answers to gateways that could not be sent on at once.
+    pub answers_dropped: Counter,
+    pub transactions: Counter,
+    pub transactions_failed: Counter,
+    /// 1 while the database takes what intake has.
+    pub storing: Gauge,
+    pub mqtt_connections: Gauge,
+    pub mqtt_denied: Family<Reason, Counter>,
+    pub enrolments: Counter,
+    pub enrolments_refused: Family<Reason, Counter>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("gemba_cloud"),
+            frames: Counter::default(),
+            frames_refused: Family::default(),
+            records: Counter::default(),
+            summaries: Counter::default(),
+            sensor_summaries: Counter::default(),
+            summaries_known: Counter::default(),
+            records_refused: Family::default(),
+            records_again: Counter::default(),
+            batches_early: Counter::default(),
+            gaps: Counter::default(),
+            answers_dropped: Counter::default(),
+            transactions: Counter::default(),
+            transactions_failed: Counter::default(),
+            storing: Gauge::default(),
+            mqtt_connections: Gauge::default(),
+            mqtt_denied: Family::default(),
+            enrolments: Counter::default(),
+            enrolments_refused: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("frames", "Frames that were authenticated and read", self.frames.clone());
+        r.register("frames_refused", "Frames that were not, by reason", self.frames_refused.clone());
+        r.register("records", "Records taken", self.records.clone());
+        r.register("summaries", "Summaries stored, one a machine and interval", self.summaries.clone());
+        r.register("sensor_summaries", "Sensors in the summaries stored", self.sensor_summaries.clone());
+        r.register("summaries_known", "Summaries whose machine and start were there", self.summaries_known.clone());
+        r.register("records_refused", "Records refused for good, by reason", self.records_refused.clone());
+        r.register("records_again", "Records that came again", self.records_again.clone());
+        r.register("batches_early", "Batches before which something is missing", self.batches_early.clone());
+        r.register("gaps", "Ranges of records that will never come", self.gaps.clone());
+        r.register("answers_dropped", "Answers to gateways that were not sent", self.answers_dropped.clone());
+        r.register("transactions", "Transactions of intake", self.transactions.clone());
+        r.register("transactions_failed", "Transactions of intake that failed", self.transactions_failed.clone());
+        r.register("storing", "1 while the database takes what comes", self.storing.clone());
+        r.register("mqtt_connections", "Open MQTT connections", self.mqtt_connections.clone());
+        r.register("mqtt_denied", "MQTT clients that were not let in, by reason", self.mqtt_denied.clone());
+        r.register("enrolments", "Gateways enrolled", self.enrolments.clone());
+        r.register("enrolments_refused", "Enrolments refused, by reason", self.enrolments_refused.clone());
+    }
+
+    /// The page for Prometheus.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        encode(&mut text, &self.registry).ok();
+        text
+    }
+
+    /// Counts one of `family` for `reason`.
+    pub fn count(family: &Family<Reason, Counter>, reason: &'static str) {
+        family.get_or_create(&Reason { reason }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_tells_reasons() {
+        let metrics = Metrics::default();
+        Metrics::count(&metrics.frames_refused, "signature");
+        let page = metrics.page();
+        assert!(page.contains("gemba_cloud_frames_refused_total{reason=\"signature\"} 1"), "{page}");
+        assert!(page.ends_with("# EOF\n"));
+    }
+}

@@ -52,7 +52,7 @@ impl Plan {
         }
         let points = i64::from(points.clamp(POINTS_MIN, POINTS_MAX));
         let interval_ms = i64::from(interval_ms.max(1));
-        let (from_ms, to_ms) = (from.as_millisecond(), to.as_millisecond() + 1);
+        let (from_ms, to_ms) = (from.as_millisecond(), ceil_div(to.as_microsecond(), 1_000));
         let intervals = ceil_div(ceil_div(to_ms - from_ms, points), interval_ms).max(1);
         let mut bucket_ms = intervals * interval_ms;
         // Whole buckets may be one more than the range's share.

@@ -5,13 +5,21 @@
 
 use tokio_postgres::error::SqlState;
 
+pub mod alarms;
 pub mod alarms_read;
+pub mod anomalies;
 pub mod anomalies_read;
+pub mod catalog;
+pub mod enrolment;
+pub mod gateways;
 pub mod gateways_read;
+pub mod lanes;
 pub mod machines;
 pub mod migrate;
 pub mod pool;
 pub mod series;
+pub mod states;
+pub mod summaries;
 pub mod users;
 mod words;
 
@@ -25,6 +33,9 @@ pub enum StoreError {
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the database refused a statement")]
     Database(#[source] tokio_postgres::Error),
+    /// A row that was there a moment ago.
+    #[error("the database no longer has {0}")]
+    Missing(&'static str),
 }
 
 impl StoreError {
@@ -33,9 +44,11 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_) => true,
+            Self::Missing(_) => false,
             Self::Database(error) => error.code().is_some_and(|code| {
-                // Classes 40 (rollback, deadlock) and 53 (resources), and a statement that was cancelled.
-                code.code().starts_with("40") || code.code().starts_with("53") || *code == SqlState::QUERY_CANCELED
+                // Classes 40 (rollback, deadlock) and 53 (resources), and what took too long.
+                let class = code.code().starts_with("40") || code.code().starts_with("53");
+                class || *code == SqlState::QUERY_CANCELED || *code == SqlState::LOCK_NOT_AVAILABLE
             }),
         }
     }
@@ -49,10 +62,12 @@ impl StoreError {
 
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
-        // Without a code it was not the server that spoke: the connection broke. Class 08 is the connection, 57P
-        // a server that is shutting down or starting.
-        let lost = error.code().is_none_or(|code| code.code().starts_with("08") || code.code().starts_with("57P"));
-        if lost && !error.to_string().contains("serializ") {
+        // Class 08 is the connection, 57P a server that is shutting down or starting, 25P03 one that hung up on us.
+        let said = error.code().is_some_and(|code| {
+            code.code().starts_with("08") || code.code().starts_with("57P") || code.code() == "25P03"
+        });
+        let broke = std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
+        if said || broke || error.is_closed() || error.to_string().starts_with("timeout") {
             Self::Unavailable(Box::new(error))
         } else {
             Self::Database(error)

@@ -15,7 +15,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ApiState, access::Caller, extract::Body, problem::ApiError};
+use super::{
+    ApiState,
+    access::Caller,
+    extract::Body,
+    problem::{ApiError, FieldError},
+};
 use crate::{
     store::{self, users::User},
     users::{
@@ -128,9 +133,9 @@ pub async fn renew(State(state): State<ApiState>, caller: Caller) -> Result<Json
 
 /// Change one's own password.
 ///
-/// Sessions that began before this one end.
+/// All sessions of the user end, this one too: log in again.
 #[utoipa::path(post, path = "/password", tag = "session", request_body = NewPassword, responses(
-    (status = 204), (status = 422, description = "`invalid_fields`")))]
+    (status = 204), (status = 422, description = "`invalid_fields`, `bad_credentials`")))]
 pub async fn change_password(
     State(state): State<ApiState>,
     Peer(address): Peer,
@@ -144,11 +149,12 @@ pub async fn change_password(
     let hash = store::users::by_name(state.store(), &user.name).await?.map(|(_, hash)| hash);
     let right = passwords.old.len() <= BYTES_MAX && state.passwords().verify(passwords.old, hash).await?;
     if !right {
-        return Err(ApiError::field("old", "is not your password"));
+        let error = FieldError { field: "old".into(), message: "The old password is wrong.".into() };
+        return Err(ApiError::fields("bad_credentials", "the old password is wrong", vec![error]));
     }
     state.slowdown().succeeded(&user.name, address);
     let hash = state.passwords().hash(passwords.new).await?;
-    store::users::set_password(state.store(), user.id, &hash, caller.session.login_at).await?;
+    store::users::set_password(state.store(), user.id, &hash, state.now()).await?;
     tracing::info!(user = user.name, "password changed");
     Ok(StatusCode::NO_CONTENT)
 }

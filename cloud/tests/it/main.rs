@@ -1,4 +1,5 @@
 //! The cloud against a real PostgreSQL.
 
+mod api;
 mod database;
 mod schema;

@@ -1,0 +1,142 @@
+//! What is known of gateways and machines at this moment: gathered in memory, written once a second, lost without harm.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    mem::take,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use gemba_shared::message::{Live, LiveMachine, Status};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Intake;
+use crate::{
+    clock,
+    live::Change,
+    machines::{self, Judged, Known},
+    store::{StoreError, catalog::MachineKey, states::StateRow},
+};
+
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// How often gateways are looked through for those that went silent or came back.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// Machines of one live message that are looked at.
+const LIVE_MACHINES_MAX: usize = 10_000;
+
+/// What came since the last write; of each gateway the latest.
+#[derive(Debug, Default)]
+pub struct Presence(Mutex<Gathered>);
+
+#[derive(Debug, Default)]
+struct Gathered {
+    heard: BTreeSet<Uuid>,
+    live: HashMap<Uuid, Live>,
+    status: HashMap<Uuid, Status>,
+}
+
+impl Presence {
+    pub fn heard(&self, gateway: Uuid) {
+        self.with(|gathered| gathered.heard.insert(gateway));
+    }
+
+    pub fn live(&self, gateway: Uuid, live: Live) {
+        self.with(|gathered| {
+            let newer = gathered.live.get(&gateway).is_none_or(|known| known.at <= live.at);
+            if newer {
+                gathered.live.insert(gateway, live);
+            }
+        });
+    }
+
+    pub fn status(&self, gateway: Uuid, status: Status) {
+        self.with(|gathered| gathered.status.insert(gateway, status));
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Gathered) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+pub(super) async fn run(intake: Arc<Intake>, presence: Arc<Presence>, cancel: CancellationToken) {
+    let mut ticks = tokio::time::interval(WRITE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watched_at = Instant::now();
+    // Nobody was listening before: a gateway is offline only when it was silent while somebody was.
+    let mut listening_since = Instant::now();
+    loop {
+        let stop = tokio::select! {
+            () = cancel.cancelled() => true,
+            _ = ticks.tick() => false,
+        };
+        let gathered = presence.with(take);
+        let mut done = write(&intake, gathered).await;
+        let grace = intake.parts.settings.offline_after.unsigned_abs();
+        if done.is_ok() && !stop && listening_since.elapsed() > grace && watched_at.elapsed() > WATCH_EVERY {
+            watched_at = Instant::now();
+            done = watch(&intake).await;
+        }
+        if let Err(error) = done {
+            listening_since = Instant::now();
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot write what is heard of gateways");
+        }
+        if stop {
+            return;
+        }
+    }
+}
+
+async fn write(intake: &Intake, gathered: Gathered) -> Result<(), StoreError> {
+    let store = &intake.parts.store;
+    if !gathered.heard.is_empty() {
+        let heard: Vec<Uuid> = gathered.heard.into_iter().collect();
+        store.gateways_seen(&heard, clock::now()).await?;
+    }
+    for (gateway, status) in gathered.status {
+        store.gateway_status(gateway, &status).await?;
+        tell(intake, Change::Gateway(gateway));
+    }
+    let mut keys = Vec::new();
+    let mut machines: Vec<LiveMachine> = Vec::new();
+    for (gateway, live) in gathered.live {
+        for machine in live.machines.into_iter().take(LIVE_MACHINES_MAX) {
+            // No outbox is named here: the latest catalog holds.
+            keys.push(MachineKey { gateway, epoch: 0, name: machine.machine.as_str().to_owned() });
+            machines.push(machine);
+        }
+    }
+    if !keys.is_empty() {
+        let now = clock::now();
+        let state = |i: usize, known: &Known| {
+            let live = &machines[i];
+            Some(StateRow {
+                machine: known.id,
+                at: machines::time(live.at, now).ok()?,
+                judged: Judged::from(&live.verdict),
+                values: (live.values.len() <= known.positions.len()).then(|| known.ordered(&live.values, None))?,
+            })
+        };
+        for machine in store.write_states(&keys, state).await? {
+            tell(intake, Change::Machine(machine));
+        }
+    }
+    Ok(())
+}
+
+async fn watch(intake: &Intake) -> Result<(), StoreError> {
+    for turned in intake.parts.store.watch_gateways(clock::now(), intake.parts.settings.offline_after).await? {
+        tracing::info!(gateway = %turned.gateway, offline = turned.offline, "a gateway went or came");
+        tell(intake, Change::Gateway(turned.gateway));
+        if let Some(alarm) = turned.alarm {
+            tell(intake, Change::Alarm(alarm));
+        }
+    }
+    Ok(())
+}
+
+fn tell(intake: &Intake, change: Change) {
+    // An error says that nobody watches, which is no fault.
+    drop(intake.parts.changes.send(change));
+}

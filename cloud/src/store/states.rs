@@ -1,0 +1,66 @@
+//! The latest state of each machine.
+
+use futures_util::future::try_join_all;
+use jiff::Timestamp;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::{Store, StoreError, catalog};
+use crate::machines::{Judged, Known};
+
+/// How a machine is, as of its latest reading.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateRow {
+    pub machine: Uuid,
+    pub at: Timestamp,
+    pub judged: Judged,
+    /// By our position.
+    pub values: Vec<Option<f64>>,
+}
+
+/// Writes states that are not older than what is there. The statements travel together.
+pub async fn update(
+    client: &Client,
+    statement: &tokio_postgres::Statement,
+    rows: &[StateRow],
+) -> Result<(), StoreError> {
+    try_join_all(rows.iter().map(async |row| {
+        let Judged { detector, calibration_percent, score, health_percent, mode, .. } = &row.judged;
+        client
+            .execute(
+                statement,
+                &[&row.machine, &row.at, detector, calibration_percent, score, health_percent, mode, &row.values],
+            )
+            .await
+    }))
+    .await?;
+    Ok(())
+}
+
+/// The statement of [`update`].
+pub const UPDATE: &str = "
+    UPDATE machines SET last_reading_at = $2, detector = $3, calibration_percent = $4, score = $5,
+                        health_percent = $6, mode = $7, last_values = $8
+    WHERE id = $1 AND (last_reading_at IS NULL OR last_reading_at <= $2)";
+
+impl Store {
+    /// Writes the states that live messages carried; `state` makes a machine's, from what is known of it. Those that
+    /// were written.
+    ///
+    /// # Errors
+    /// If the database cannot be reached or refuses.
+    pub async fn write_states(
+        &self,
+        wanted: &[catalog::MachineKey],
+        state: impl Fn(usize, &Known) -> Option<StateRow>,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        let known = catalog::machines(&transaction, wanted.iter()).await?;
+        transaction.commit().await?;
+        let rows: Vec<StateRow> = wanted.iter().enumerate().filter_map(|(i, key)| state(i, known.get(key)?)).collect();
+        let statement = client.prepare_cached(UPDATE).await?;
+        update(&client, &statement, &rows).await?;
+        Ok(rows.into_iter().map(|row| row.machine).collect())
+    }
+}

@@ -1,0 +1,201 @@
+//! The API over real HTTP, on a real database.
+
+mod access;
+mod hostile;
+mod plant;
+mod stream;
+mod trends;
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use ed25519_dalek::SigningKey;
+use gemba_cloud::{
+    api::{self, ApiState, Parts},
+    clock,
+    live::{CHANGES_MAX, Change, Changes, hub},
+    store::Store,
+    users::{Role, tokens::Tokens},
+    views::Patience,
+    web,
+};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use crate::database;
+
+/// A server of the API with the page, and the live hub behind it.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) store: Store,
+    changes: Changes,
+    tokens: Tokens,
+    agent: ureq::Agent,
+    _stop: DropGuard,
+}
+
+/// An answer: status, headers, body.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: axum::http::HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::over(database::store().await).await
+    }
+
+    /// Over a database that need not be there.
+    pub(crate) async fn over(store: Store) -> Self {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let feed = hub::Feed::default();
+        let changes = Changes::new(CHANGES_MAX);
+        let stop = CancellationToken::new();
+        let hub = hub::Hub::new(store.clone(), feed.clone(), clock::now, Patience::default());
+        tokio::spawn(hub.run(changes.subscribe(), stop.clone()));
+        let parts = Parts {
+            store: store.clone(),
+            clock: clock::now,
+            patience: Patience::default(),
+            changes: changes.clone(),
+            feed,
+            metrics: Box::new(|| "# EOF\n".to_owned()),
+            not_ready: Box::new(|| None),
+        };
+        let site = web::site(api::router(ApiState::new(parts, &key), Router::new()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = site.into_make_service_with_connect_info::<SocketAddr>();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            axum::serve(listener, service).with_graceful_shutdown(stopped.cancelled_owned()).await.unwrap();
+        });
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_idle_connections(0)
+            .allow_non_standard_methods(true);
+        let agent = agent.build().into();
+        Self { address, store, changes, tokens: Tokens::new(&key), agent, _stop: stop.drop_guard() }
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> Answer {
+        let mut request = axum::http::Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = request.body(body).unwrap();
+        let agent = self.agent.clone();
+        tokio::task::spawn_blocking(move || {
+            let what = format!("{} {}", request.method(), request.uri());
+            let mut response = agent.run(request).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let text = response.body_mut().read_to_string().expect("text");
+            let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+            Answer { status: response.status().as_u16(), headers: response.headers().clone(), body }
+        })
+        .await
+        .unwrap()
+    }
+
+    pub(crate) async fn get(&self, path: &str, token: &str) -> Value {
+        let answer = self.call("GET", path, Some(token), None).await;
+        assert_eq!(answer.status, 200, "GET {path}: {}", answer.body);
+        answer.body
+    }
+
+    pub(crate) async fn post(&self, path: &str, token: &str, body: Value) -> (u16, Value) {
+        let answer = self.call("POST", path, Some(token), Some(body)).await;
+        (answer.status, answer.body)
+    }
+
+    /// A user of this role who has chosen a password, and a token.
+    pub(crate) async fn user(&self, role: Role) -> String {
+        let id = Uuid::now_v7();
+        self.sql(&format!(
+            "INSERT INTO users (id, organisation_id, name, password_hash, role, must_change_password)
+             VALUES ('{id}', '00000000-0000-7000-8000-000000000001', '{role}-{}', 'x', '{role}', false)",
+            id.simple()
+        ))
+        .await;
+        self.token(id)
+    }
+
+    /// A fresh token for a user.
+    pub(crate) fn token(&self, user: Uuid) -> String {
+        self.tokens.issue(user, clock::now()).unwrap().0
+    }
+
+    pub(crate) async fn sql(&self, sql: &str) {
+        self.store.client().await.unwrap().batch_execute(sql).await.unwrap_or_else(|error| panic!("{error:?}: {sql}"));
+    }
+
+    pub(crate) fn tell(&self, change: Change) {
+        self.changes.send(change).expect("the hub listens");
+    }
+
+    /// An enrolled gateway that was heard just now.
+    pub(crate) async fn gateway(&self, name: &str) -> Uuid {
+        let id = Uuid::now_v7();
+        self.sql(&format!(
+            "INSERT INTO gateways (id, site_id, name, state, last_seen_at)
+             VALUES ('{id}', '00000000-0000-7000-8000-000000000002', '{name}', 'enrolled', now())"
+        ))
+        .await;
+        id
+    }
+
+    /// A machine with these sensors, heard just now, and its key.
+    pub(crate) async fn machine(&self, gateway: Uuid, name: &str, sensors: &[&str]) -> (Uuid, i32) {
+        let id = Uuid::now_v7();
+        let values: Vec<String> = (0..sensors.len()).map(|position| format!("{position}.5")).collect();
+        self.sql(&format!(
+            "INSERT INTO machines (id, gateway_id, name, last_reading_at, detector, mode, last_values)
+             VALUES ('{id}', '{gateway}', '{name}', now(), 'watching', 'running', '{{{}}}')",
+            values.join(",")
+        ))
+        .await;
+        for (position, sensor) in sensors.iter().enumerate() {
+            self.sql(&format!(
+                "INSERT INTO sensors (machine_id, position, name, unit) VALUES ('{id}', {position}, '{sensor}', 'bar')"
+            ))
+            .await;
+        }
+        let client = self.store.client().await.unwrap();
+        let key = client.query_one("SELECT key FROM machines WHERE id = $1", &[&id]).await.unwrap().get(0);
+        (id, key)
+    }
+
+    /// An alarm of a machine, with an anomaly behind it.
+    pub(crate) async fn alarm(
+        &self,
+        gateway: Uuid,
+        machine: Uuid,
+        state: &str,
+        severity: &str,
+        raised_at: Timestamp,
+    ) -> Uuid {
+        let (alarm, anomaly) = (Uuid::now_v7(), Uuid::now_v7());
+        self.sql(&format!(
+            "INSERT INTO anomalies (id, machine_id, opened_at, updated_at, score, score_max, threshold, shares, model,
+                                    raw_window)
+             VALUES ('{anomaly}', '{machine}', '{raised_at}', '{raised_at}', 1.5, 2.5, 3.0, '{{0.25,0.75}}', 'baseline 1',
+                     '{{\"step_ms\": 1000, \"first\": \"{raised_at}\", \"sensors\": [1, 0], \"values\": [[1.0, null]]}}');
+             INSERT INTO alarms (id, site_id, gateway_id, machine_id, condition, state, severity, message, anomaly_id,
+                                 raised_at, arrived_at, late)
+             VALUES ('{alarm}', '00000000-0000-7000-8000-000000000002', '{gateway}', '{machine}', 'anomaly-{alarm}',
+                     '{state}', '{severity}', 'It is loud', '{anomaly}', '{raised_at}', '{raised_at}', false)"
+        ))
+        .await;
+        alarm
+    }
+}
+
+pub(crate) fn ids(list: &Value) -> Vec<&str> {
+    list["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect()
+}

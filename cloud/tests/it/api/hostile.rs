@@ -1,0 +1,191 @@
+//! Requests that nobody should send: each gets a problem, none a 500, none an inner text.
+
+use gemba_cloud::{clock, store::Store, users::Role};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use uuid::Uuid;
+
+use super::{Answer, Server};
+
+impl Server {
+    /// Sends bytes as they are; the status and the rest of the answer.
+    async fn raw(&self, request: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        let deadline = std::time::Duration::from_secs(30);
+        tokio::time::timeout(deadline, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        (status, text)
+    }
+}
+
+#[track_caller]
+fn is_a_problem(answer: &Answer, status: u16, what: &str) {
+    assert_eq!(answer.status, status, "{what}: {}", answer.body);
+    assert_eq!(answer.headers["content-type"], "application/problem+json", "{what}");
+    for key in ["type", "title", "detail", "code"] {
+        assert!(answer.body[key].is_string(), "{what}: {}", answer.body);
+    }
+    assert_eq!(answer.body["status"], status, "{what}");
+    assert!(answer.headers.contains_key("x-request-id"), "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_routes_methods_and_bodies() {
+    let server = Server::start().await;
+    let token = server.user(Role::Admin).await;
+    let id = Uuid::now_v7();
+    for (method, path, status) in [
+        ("GET", "/api", 404),
+        ("GET", "/api/", 404),
+        ("GET", "/api/v1/nothing", 404),
+        ("GET", "/api/v1/machines/none", 404),
+        ("GET", "/api/v1/machines/%ff%fe", 404),
+        ("GET", "/api/v1/machines/../../etc/passwd", 404),
+        ("DELETE", "/api/v1/machines", 405),
+        ("PUT", "/api/v1/login", 405),
+        ("POST", "/healthz", 405),
+        ("GET", "/api/v1/live", 426),
+    ] {
+        is_a_problem(&server.call(method, path, Some(&token), None).await, status, &format!("{method} {path}"));
+    }
+    let patch = format!("/api/v1/machines/{id}");
+    let head = |path: &str, method: &str, kind: &str, length: usize| {
+        format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\
+             content-type: {kind}\r\ncontent-length: {length}\r\n\r\n"
+        )
+    };
+    let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    let huge = format!("{{\"display_name\": \"{}\"}}", "x".repeat(200_000));
+    for (body, kind, status) in [
+        ("{}".as_bytes(), "text/plain", 415),
+        (b"{", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"{\"display_name\": \"\xff\"}", "application/json", 400),
+        (b"7", "application/json", 422),
+        (b"{\"display_name\": 1e999}", "application/json", 400),
+        (b"{\"ignored\": \"yes\"}", "application/json", 422),
+        (b"{\"ignored\": true, \"ignored\": false}", "application/json", 422),
+        (deep.as_bytes(), "application/json", 422),
+        (huge.as_bytes(), "application/json", 413),
+    ] {
+        let mut request = head(&patch, "PATCH", kind, body.len()).into_bytes();
+        request.extend_from_slice(body);
+        let (found, text) = server.raw(&request).await;
+        let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
+        assert!(found == status || (status == 422 && found == 400), "{shown}: {text}");
+        assert!(text.contains("application/problem+json"), "{shown}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_are_none() {
+    let server = Server::start().await;
+    let good = server.user(Role::Admin).await;
+    let payload = good.split('.').nth(1).unwrap();
+    let none = format!("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0.{payload}.");
+    for token in ["", "x", "a.b.c", "é", &none, &good[..good.len() - 3], &"x".repeat(5_000)] {
+        let raw =
+            format!("GET /api/v1/me HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\r\n");
+        let (status, text) = server.raw(raw.as_bytes()).await;
+        assert_eq!(status, 401, "{token}: {text}");
+        assert!(text.contains("www-authenticate: Bearer"), "{text}");
+    }
+    let basic = "GET /api/v1/me HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Basic YTpi\r\n\r\n";
+    assert_eq!(server.raw(basic.as_bytes()).await.0, 401);
+    let unknown = server.token(Uuid::now_v7());
+    assert_eq!(server.call("GET", "/api/v1/me", Some(&unknown), None).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_and_noise_in_every_parameter() {
+    let server = Server::start().await;
+    let token = server.user(Role::Admin).await;
+    let gateway = server.gateway("north").await;
+    let (machine, _) = server.machine(gateway, "pump-1", &["flow"]).await;
+    let alarm = server.alarm(gateway, machine, "unacknowledged", "low", clock::now()).await;
+    let values = [
+        "'%20OR%20'1'='1",
+        "1;DROP%20TABLE%20users",
+        "%00",
+        "%ff%fe",
+        "%F0%9F%92%A9",
+        "-1",
+        "99999999999999999999999999",
+        "1e308",
+        "NaN",
+        "null",
+        "../../x",
+        "eyJhIjoxfQ",
+        "WyItMDA5OTk5LTAxLTAxVDAwOjAwOjAwWiIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd",
+        "WyJhXHUwMDAwYiIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd",
+    ];
+    let routes = [
+        ("/api/v1/gateways", &["limit", "cursor"][..]),
+        ("/api/v1/machines", &["gateway", "include_ignored", "limit", "cursor"]),
+        ("/api/v1/anomalies", &["machine", "open", "from", "to", "limit", "cursor"]),
+        ("/api/v1/alarms", &["state", "machine", "limit", "cursor"]),
+        (&format!("/api/v1/machines/{machine}/series"), &["sensor", "from", "to", "points"]),
+    ];
+    for value in values {
+        for (path, names) in &routes {
+            for name in *names {
+                let answer = server.call("GET", &format!("{path}?{name}={value}"), Some(&token), None).await;
+                assert!(answer.status < 500, "{path}?{name}={value}: {}", answer.body);
+            }
+        }
+        for path in [
+            format!("/api/v1/machines/{value}"),
+            format!("/api/v1/machines/{machine}/sensors/{value}"),
+            format!("/api/v1/anomalies/{value}"),
+            format!("/api/v1/alarms/{value}/acknowledge"),
+        ] {
+            for method in ["GET", "PATCH", "POST"] {
+                let body = (method != "GET").then(|| json!({}));
+                let answer = server.call(method, &path, Some(&token), body).await;
+                assert!(answer.status < 500, "{method} {path}: {}", answer.body);
+            }
+        }
+    }
+    for text in ["'; DROP TABLE users; --", "a\u{0}b", "\u{202e}abc", "%s%n", "\u{fffd}"] {
+        for (path, body) in [
+            ("/api/v1/login".to_owned(), json!({"name": text, "password": text})),
+            ("/api/v1/password".to_owned(), json!({"old": text, "new": text.repeat(3)})),
+            (format!("/api/v1/alarms/{alarm}/acknowledge"), json!({"comment": text})),
+        ] {
+            let (status, body) = server.post(&path, &token, body).await;
+            assert!(status < 500, "{path} {text:?}: {body}");
+        }
+        let path = format!("/api/v1/machines/{machine}");
+        let answer = server.call("PATCH", &path, Some(&token), Some(json!({"display_name": text}))).await;
+        assert!(answer.status < 500, "{text:?}: {}", answer.body);
+    }
+    server.get("/api/v1/me", &token).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_database_it_is_503_and_says_no_more() {
+    let mut nowhere = tokio_postgres::Config::new();
+    nowhere.host("127.0.0.1").port(1).user("gemba").dbname("gemba");
+    let server = Server::over(Store::new(nowhere, 2).unwrap()).await;
+    let token = server.token(Uuid::now_v7());
+    for (method, path, body) in [
+        ("GET", "/api/v1/machines", None),
+        ("GET", "/readyz", None),
+        ("POST", "/api/v1/login", Some(json!({"name": "a", "password": "b"}))),
+    ] {
+        let answer = server.call(method, path, Some(&token), body).await;
+        is_a_problem(&answer, 503, path);
+        assert!(answer.headers.contains_key("retry-after"), "{path}");
+        let text = answer.body.to_string();
+        assert!(!text.contains("127.0.0.1") && !text.contains("postgres"), "{text}");
+    }
+    assert_eq!(server.call("GET", "/healthz", None, None).await.status, 200);
+}
