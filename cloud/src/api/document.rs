@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 document, generated from the handlers and the table of who may use them.
+//! The `OpenAPI` 3.1 document, generated from the handlers and the table of who may use them.
 
 use std::sync::LazyLock;
 
@@ -167,11 +167,19 @@ mod tests {
 
     fn collect(value: &Value, into: &mut Vec<String>) {
         match value {
-            Value::Object(map) => map.iter().for_each(|(key, value)| match value {
-                Value::String(text) if key == "$ref" => into.push(text.clone()),
-                other => collect(other, into),
-            }),
-            Value::Array(list) => list.iter().for_each(|value| collect(value, into)),
+            Value::Object(map) => {
+                for (key, value) in map {
+                    match value {
+                        Value::String(text) if key == "$ref" => into.push(text.clone()),
+                        other => collect(other, into),
+                    }
+                }
+            }
+            Value::Array(list) => {
+                for value in list {
+                    collect(value, into);
+                }
+            }
             _ => {}
         }
     }
