@@ -8,6 +8,7 @@ pub mod access;
 pub mod alarms;
 pub mod anomalies;
 pub mod document;
+pub mod enroll;
 pub mod extract;
 pub mod gateways;
 pub mod health;

@@ -51,7 +51,14 @@ impl Edge {
         fs::write(&config, text).unwrap();
         let log = fs::File::create(directory.join("edge.log")).unwrap();
         let start = Instant::now();
-        let child = Command::new(EDGE).arg("run").arg("--config").arg(&config).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = Command::new(EDGE)
+            .arg("run")
+            .arg("--config")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         let mut edge = Self { child, mqtt, ready: Duration::ZERO };
         while ureq::get(format!("http://{http}/readyz")).call().is_err() {
             assert!(start.elapsed() < READY_MAX, "{}", fs::read_to_string(directory.join("edge.log")).unwrap());

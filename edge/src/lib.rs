@@ -4,6 +4,7 @@
 
 pub mod reading;
 
+pub mod files;
 pub mod passwords;
 pub mod config;
 pub mod clock;
@@ -18,6 +19,7 @@ pub mod detect;
 pub mod summary;
 pub mod outbox;
 pub mod pipeline;
+pub mod identity;
 pub mod session;
 pub mod uplink;
 

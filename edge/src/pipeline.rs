@@ -1,1 +1,377 @@
-//! pipeline
+//! The line from readings to records: journal → window → detect → summary → outbox. One thread owns it.
+//!
+//! - [`Pipeline::ingest`] writes readings to the journal, acknowledges their deliveries, and takes them into the machines' windows.
+//! - [`Pipeline::tick`] closes what is due, and appends the records together with the states of the machines that made them. A state
+//!   holds everything up to its *mark*, a place in the journal: after a crash exactly the readings behind the mark are
+//!   replayed. The journal is trimmed behind the oldest mark that is needed.
+//! - If the disk fails, nothing is acknowledged and nothing is lost here: the same call is made again later.
+//!
+//! What is promised: each acknowledged reading is in exactly one summary, or counted late; no summary or event comes twice, unless the
+//! outbox itself lost its latest appends. A reading that a device sends again after a crash is known again if it carries
+//! its own time and is among the last `window::RECENT` of its sensor.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use gemba_mqtt::delivery::Delivery;
+use gemba_shared::{
+    ids::MachineId,
+    message::{CommandKind, LiveMachine, Outcome},
+    telemetry::{EventKind, Record, Timestamp},
+};
+
+use crate::{
+    journal::{Journal, JournalError, JournalSettings, Replayed},
+    outbox::{Outbox, OutboxError, State, Write},
+    reading::{Now, Reading, Registry},
+    summary::{Machine, MachineSettings, Mark},
+    window::Taken,
+};
+
+/// Records and states are appended for this many machines at once.
+const MACHINES_A_WRITE: usize = 64;
+
+#[derive(Debug, Clone, Default)]
+pub struct PipelineSettings {
+    pub journal: JournalSettings,
+    /// For machines that are not declared.
+    pub defaults: Arc<MachineSettings>,
+    pub machines: HashMap<MachineId, Arc<MachineSettings>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    #[error("the state of a machine cannot be encoded: {0}")]
+    Encode(#[from] postcard::Error),
+}
+
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PipelineCounters {
+    /// Readings taken in.
+    pub readings: u64,
+    /// Readings whose interval was closed already: dropped.
+    pub late: u64,
+    /// Readings that had come before: dropped.
+    pub duplicates: u64,
+    pub replayed: u64,
+    /// Blocks of the journal that were lost to damage.
+    pub journal_blocks_lost: u64,
+    /// Readings of the journal for which the limits have no room any more.
+    pub replay_refused: u64,
+    pub summaries: u64,
+    pub anomalies_opened: u64,
+    pub events: u64,
+    pub journal_syncs: u64,
+    pub journal_bytes: u64,
+    /// Steps that a model could not judge, so that the baseline did.
+    pub model_failures: u64,
+}
+
+#[derive(Debug)]
+pub struct Pipeline {
+    settings: PipelineSettings,
+    registry: Registry,
+    /// By their place in the registry.
+    machines: Vec<Entry>,
+    journal: Journal,
+    outbox: Arc<Mutex<Outbox>>,
+    /// Made, and not yet on the disk: no machine goes on before it is.
+    pending: Option<Pending>,
+    counters: PipelineCounters,
+}
+
+#[derive(Debug)]
+struct Entry {
+    machine: Machine,
+    /// What the state on the disk has of the journal.
+    saved: Mark,
+    /// The first block with a reading that the state on the disk does not have.
+    needs_from: Option<u64>,
+    /// The same, before the state that is being written.
+    needed_until_written: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    write: Write,
+    /// The machines whose states are in it, with their marks.
+    marks: Vec<(usize, Mark)>,
+}
+
+impl Pipeline {
+    /// Opens the journal in `journal_dir`, takes up the states that the outbox held, and replays what they do not have.
+    ///
+    /// # Errors
+    /// If the journal is in use by another process, or the disk fails.
+    pub fn open(
+        settings: PipelineSettings,
+        journal_dir: &Path,
+        outbox: Arc<Mutex<Outbox>>,
+        states: Vec<State>,
+        mut registry: Registry,
+        now: Now,
+    ) -> Result<Self, PipelineError> {
+        let (mut journal, _) = Journal::open(journal_dir, settings.journal)?;
+        let mut machines = restore(&settings, states, &mut registry, now);
+        let mut counters = PipelineCounters::default();
+        let id = journal.id();
+        // A journal that lost its end must not number new blocks as those that are in a state already.
+        let marks = machines.iter().filter(|entry| entry.saved.journal == id).map(|entry| entry.saved.block);
+        journal.number_after(marks.max().unwrap_or(0));
+        let replayed = journal.replay(&mut registry, |block, arrived, readings, registry| {
+            for reading in readings {
+                let entry = entry(&mut machines, &settings, registry, reading);
+                if entry.saved.journal == id && block <= entry.saved.block {
+                    continue;
+                }
+                entry.take(reading, arrived, block, now, &mut counters);
+                counters.replayed += 1;
+            }
+        })?;
+        note_replay(replayed, &mut counters);
+        let mut this = Self { settings, registry, machines, journal, outbox, pending: None, counters };
+        this.trim()?;
+        Ok(this)
+    }
+
+    /// Where names get their places; for the decoder.
+    pub fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    #[must_use]
+    pub fn counters(&self) -> PipelineCounters {
+        PipelineCounters {
+            journal_syncs: self.journal.syncs(),
+            journal_bytes: self.journal.bytes(),
+            model_failures: self.machines.iter().map(|entry| entry.machine.model_failures()).sum(),
+            ..self.counters
+        }
+    }
+
+    /// Makes readings safe, acknowledges the deliveries they came in (`deliveries` is empty then), and takes them into the windows.
+    /// Deliveries without a good reading belong here too: they are acknowledged in their order.
+    ///
+    /// # Errors
+    /// If the disk fails: then nothing was taken and nothing acknowledged, and the same call may be made again.
+    pub fn ingest(
+        &mut self,
+        readings: &[Reading],
+        deliveries: &mut Vec<Delivery>,
+        now: Now,
+    ) -> Result<(), PipelineError> {
+        let first_block = self.journal.append(readings, &self.registry, now)?;
+        deliveries.drain(..).for_each(Delivery::acknowledge);
+        for reading in readings {
+            let entry = entry(&mut self.machines, &self.settings, &self.registry, reading);
+            entry.take(reading, now.wall, first_block, now, &mut self.counters);
+        }
+        Ok(())
+    }
+
+    /// Closes the steps and intervals that are due, and writes what comes of it.
+    ///
+    /// # Errors
+    /// If the disk fails: what was made is kept and written at the next call, before anything else is made.
+    pub fn tick(&mut self, now: Now) -> Result<(), PipelineError> {
+        self.write_pending()?;
+        let mut pending = Pending { write: Write::default(), marks: Vec::new() };
+        for ix in 0..self.machines.len() {
+            if self.machines[ix].machine.is_due(now.mono_us) {
+                self.advance(ix, now, &mut pending)?;
+            }
+            if pending.marks.len() >= MACHINES_A_WRITE {
+                self.pending = Some(mem::replace(&mut pending, Pending { write: Write::default(), marks: Vec::new() }));
+                self.write_pending()?;
+            }
+        }
+        self.pending = Some(pending).filter(|pending| !pending.marks.is_empty());
+        self.write_pending()?;
+        self.trim()
+    }
+
+    fn advance(&mut self, ix: usize, now: Now, pending: &mut Pending) -> Result<(), PipelineError> {
+        let entry = &mut self.machines[ix];
+        let before = pending.write.records.len();
+        entry.machine.advance(now, &mut pending.write.records);
+        // Without a record the steps since the saved state can be made again from the journal.
+        if pending.write.records.len() > before {
+            self.save(ix, pending)?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, ix: usize, pending: &mut Pending) -> Result<(), PipelineError> {
+        let entry = &mut self.machines[ix];
+        entry.needed_until_written = entry.needed_until_written.or(entry.needs_from.take());
+        let machine = &mut entry.machine;
+        let mark = Mark { journal: self.journal.id(), block: self.journal.last() };
+        for (part, bytes) in machine.save(mark)? {
+            pending.write.states.push(State { machine: machine.id().clone(), part, bytes });
+        }
+        pending.marks.push((ix, mark));
+        Ok(())
+    }
+
+    fn write_pending(&mut self) -> Result<(), PipelineError> {
+        let Some(pending) = &self.pending else { return Ok(()) };
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).append(&pending.write)?;
+        for (_, record) in &pending.write.records {
+            match record {
+                Record::Summary(_) => self.counters.summaries += 1,
+                Record::Event(event) => {
+                    self.counters.events += 1;
+                    self.counters.anomalies_opened += u64::from(matches!(event.kind, EventKind::AnomalyOpened(_)));
+                }
+                Record::Catalog(_) | Record::Gap(_) => {}
+            }
+        }
+        for &(ix, mark) in &pending.marks {
+            let entry = &mut self.machines[ix];
+            entry.saved = mark;
+            entry.needed_until_written = None;
+        }
+        self.pending = None;
+        Ok(())
+    }
+
+    fn trim(&mut self) -> Result<(), PipelineError> {
+        let needed = self.machines.iter().filter_map(|entry| entry.needed_until_written.or(entry.needs_from)).min();
+        Ok(self.journal.trim(needed.unwrap_or(self.journal.last() + 1))?)
+    }
+
+    /// The present state of each machine that has had a reading.
+    #[must_use]
+    pub fn live(&self) -> Vec<LiveMachine> {
+        let machines = self.machines.iter().filter_map(|entry| {
+            let (at, values, verdict) = entry.machine.present()?;
+            // Nobody knows the machine's sensors before its first catalog.
+            let catalog_revision = Some(entry.machine.catalog_revision()).filter(|revision| *revision > 0)?;
+            Some(LiveMachine { machine: entry.machine.id().clone(), at, catalog_revision, values, verdict })
+        });
+        machines.collect()
+    }
+
+    /// Carries a command out that is for a machine.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn command(&mut self, command: &CommandKind, now: Now) -> Result<Outcome, PipelineError> {
+        let id = match command {
+            CommandKind::Recalibrate { machine }
+            | CommandKind::AcceptNewNormal { machine }
+            | CommandKind::OutOfService { machine, .. } => machine,
+            CommandKind::LabelAnomaly { .. } | CommandKind::Reload | CommandKind::SendDiagnostics => {
+                return Ok(Outcome::Unknown);
+            }
+        };
+        self.write_pending()?;
+        let Some(ix) = self.machines.iter().position(|entry| entry.machine.id() == id) else {
+            return Ok(Outcome::Failed(format!("there is no machine {id} on this gateway")));
+        };
+        let mut pending = Pending { write: Write::default(), marks: Vec::new() };
+        let machine = &mut self.machines[ix].machine;
+        match command {
+            CommandKind::OutOfService { out, .. } => machine.set_out_of_service(*out),
+            _ => machine.recalibrate(now, &mut pending.write.records),
+        }
+        self.save(ix, &mut pending)?;
+        self.pending = Some(pending);
+        self.write_pending()?;
+        Ok(Outcome::Done)
+    }
+}
+
+impl Entry {
+    fn take(&mut self, reading: &Reading, arrived: Timestamp, block: u64, now: Now, counters: &mut PipelineCounters) {
+        counters.readings += 1;
+        let timed = reading.at != arrived;
+        match self.machine.push(reading.sensor, reading.at, reading.value, timed, now.mono_us) {
+            Taken::Counted => {
+                self.needs_from.get_or_insert(block);
+            }
+            Taken::Late => counters.late += 1,
+            Taken::Duplicate => counters.duplicates += 1,
+        }
+    }
+}
+
+/// The reading's machine, with its sensors; made if it is new.
+fn entry<'a>(
+    machines: &'a mut Vec<Entry>,
+    settings: &PipelineSettings,
+    registry: &Registry,
+    reading: &Reading,
+) -> &'a mut Entry {
+    let ix = reading.machine.0 as usize;
+    while machines.len() <= ix {
+        let place = u32::try_from(machines.len()).map_or(reading.machine, crate::reading::MachineIx);
+        let id = registry.machine_id(place);
+        machines.push(Entry::new(Machine::new(id.clone(), of(settings, id))));
+    }
+    let entry = &mut machines[ix];
+    if usize::from(reading.sensor.0) >= entry.machine.sensors().len() {
+        entry.machine.set_sensors(registry.sensors(reading.machine));
+    }
+    entry
+}
+
+impl Entry {
+    fn new(machine: Machine) -> Self {
+        Self { machine, saved: Mark::default(), needs_from: None, needed_until_written: None }
+    }
+}
+
+fn of(settings: &PipelineSettings, id: &MachineId) -> Arc<MachineSettings> {
+    settings.machines.get(id).unwrap_or(&settings.defaults).clone()
+}
+
+/// The machines of these states, in the registry with their sensors at the places they had.
+fn restore(settings: &PipelineSettings, states: Vec<State>, registry: &mut Registry, now: Now) -> Vec<Entry> {
+    let mut by_machine: BTreeMap<MachineId, BTreeMap<u16, Vec<u8>>> = BTreeMap::new();
+    for state in states {
+        by_machine.entry(state.machine).or_default().insert(state.part, state.bytes);
+    }
+    let mut machines = Vec::new();
+    for (id, parts) in by_machine {
+        let Some((machine, saved)) = Machine::restore(id.clone(), of(settings, &id), &parts, now.mono_us) else {
+            tracing::error!(machine = %id, "the state of a machine cannot be read: it begins anew");
+            continue;
+        };
+        let taken = registry
+            .machine(&id)
+            .and_then(|ix| machine.sensors().iter().try_for_each(|sensor| registry.sensor(ix, &sensor.id).map(drop)));
+        if let Err(error) = taken {
+            tracing::warn!(machine = %id, %error, "a machine of before is beyond the limits now and is left out");
+            if registry.len() == machines.len() {
+                continue;
+            }
+        }
+        machines.push(Entry { saved, ..Entry::new(machine) });
+    }
+    machines
+}
+
+fn note_replay(replayed: Replayed, counters: &mut PipelineCounters) {
+    counters.journal_blocks_lost = replayed.blocks_lost;
+    counters.replay_refused = replayed.refused;
+    if replayed.refused > 0 {
+        tracing::error!(
+            readings = replayed.refused,
+            "readings of the journal are beyond the limits of machines and sensors"
+        );
+    }
+    tracing::info!(readings = counters.replayed, "the journal was replayed");
+}
+
+#[cfg(test)]
+mod tests;

@@ -81,6 +81,9 @@ pub struct Settings {
     pub at_least_once: bool,
     /// Messages in flight, 1 to [`WINDOW_MAX`].
     pub window: usize,
+    /// Messages of one sensor in flight. What was received and not answered before a crash comes again: a receiver
+    /// that knows so many readings of a sensor again counts each once.
+    pub window_of_sensor: usize,
     /// How long the first connection may take to succeed. Later ones are tried for ever.
     pub first_connect: Duration,
 }
@@ -126,7 +129,8 @@ impl Publisher {
         cancel: CancellationToken,
     ) -> Result<Self, PublishError> {
         let now = Instant::now();
-        let in_flight = InFlight::new(settings.window.clamp(1, WINDOW_MAX));
+        let window = settings.window.clamp(1, WINDOW_MAX);
+        let in_flight = InFlight::new(window, settings.window_of_sensor.max(1), feed.len());
         let mut publisher = Self {
             target,
             settings,
@@ -152,7 +156,7 @@ impl Publisher {
     /// If it is cancelled, or the broker refuses this client when it connects again.
     pub async fn publish(&mut self, message: Message) -> Result<(), PublishError> {
         if self.settings.at_least_once {
-            while self.in_flight.is_full() {
+            while self.in_flight.is_full(message.sensor) {
                 self.exchange().await?;
             }
             let id = self.in_flight.push(message, Instant::now());
@@ -294,12 +298,14 @@ impl Publisher {
     }
 
     async fn hand_to_ledger(&mut self) {
-        if let Some(ledger) = &self.ledger
-            && !self.acknowledged.is_empty()
-            && ledger.send(std::mem::take(&mut self.acknowledged)).await.is_err()
-        {
+        let Some(ledger) = self.ledger.as_ref().filter(|_| !self.acknowledged.is_empty()) else { return };
+        // Reserved first: this may be dropped while it waits.
+        if let Ok(place) = ledger.reserve().await {
+            place.send(std::mem::take(&mut self.acknowledged));
+        } else {
             warn!("the ledger is not written any more");
             self.ledger = None;
+            self.acknowledged.clear();
         }
     }
 

@@ -1,1 +1,334 @@
-//! summary
+//! A machine: its window and its detector, and the records that come of them.
+//!
+//! Readings go in, [`Machine::advance`] closes what is due, and records come out: a catalog before anything that needs it (in both lanes:
+//! each must stand by itself), events, a summary for each interval. [`Machine::save`] gives the state as it is at that moment; what is
+//! saved in one batch with the records makes that none of them comes twice. No I/O and no clock.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gemba_shared::{
+    ids::{MachineId, SensorId},
+    message::Lane,
+    telemetry::{Catalog, Clock, Event, EventKind, Mode, Quality, Record, Sensor, Summary, Timestamp, Verdict},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    detect::{DetectSettings, Detector, model::Model, state::CoreState},
+    reading::{Now, SensorIx},
+    window::{Interval, Periods, Step, Taken, Window},
+};
+
+/// The part of a machine's state that holds its catalog.
+const CATALOG_PART: u16 = 1;
+/// The part that changes with every step.
+const CORE_PART: u16 = 0;
+
+/// When a machine is off or idle: by the value of one sensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModeRule {
+    pub sensor: SensorId,
+    /// Below it the machine is off.
+    pub off_below: f64,
+    /// Below it the machine is idle.
+    pub idle_below: f64,
+}
+
+/// What is known of a machine beforehand.
+#[derive(Debug, Clone, Default)]
+pub struct MachineSettings {
+    pub periods: Periods,
+    /// UCUM units by sensor.
+    pub units: BTreeMap<SensorId, String>,
+    /// The sensor whose readings are electrical power, in W or kW by its unit (W where it has none).
+    pub power: Option<SensorId>,
+    pub mode: Option<ModeRule>,
+    /// Steps that calibration takes.
+    pub calibration_steps: Option<u32>,
+    pub model: Option<Arc<Model>>,
+}
+
+#[derive(Debug)]
+pub struct Machine {
+    id: MachineId,
+    settings: Arc<MachineSettings>,
+    window: Window,
+    detector: Detector,
+    catalog: Catalog,
+    catalog_changed: bool,
+    mode_sensor: Option<usize>,
+    mode: Mode,
+}
+
+/// A machine's state but for its catalog and what calibration learnt.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    window: Window,
+    detector: CoreState,
+    mode: Mode,
+    mark: Mark,
+}
+
+/// Up to where the journal's readings are in a saved state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The journal's own identity.
+    pub journal: u64,
+    /// The number of its last block that is in the state.
+    pub block: u64,
+}
+
+impl Machine {
+    #[must_use]
+    pub fn new(id: MachineId, settings: Arc<MachineSettings>) -> Self {
+        let detector = Detector::new(detect_settings(&settings), settings.periods.step_us);
+        let catalog = Catalog {
+            machine: id.clone(),
+            revision: 0,
+            step_ms: millis(settings.periods.step_us),
+            interval_ms: millis(settings.periods.interval_us),
+            sensors: Vec::new(),
+            model: detector.judge_name(),
+        };
+        Self {
+            id,
+            window: Window::new(settings.periods),
+            settings,
+            detector,
+            catalog,
+            catalog_changed: false,
+            mode_sensor: None,
+            mode: Mode::Unknown,
+        }
+    }
+
+    #[must_use]
+    pub fn id(&self) -> &MachineId {
+        &self.id
+    }
+
+    /// The sensors that have been told to the cloud, by position.
+    #[must_use]
+    pub fn sensors(&self) -> &[Sensor] {
+        &self.catalog.sensors
+    }
+
+    /// The machine has these sensors now (positions never change their meaning).
+    pub fn set_sensors(&mut self, sensors: &[SensorId]) {
+        for id in &sensors[self.catalog.sensors.len().min(sensors.len())..] {
+            let unit = self.settings.units.get(id).cloned();
+            self.catalog.sensors.push(Sensor { id: id.clone(), unit });
+            self.catalog_changed = true;
+        }
+        self.find_special_sensors();
+    }
+
+    fn find_special_sensors(&mut self) {
+        let position = |id: &SensorId| self.catalog.sensors.iter().position(|sensor| sensor.id == *id);
+        self.mode_sensor = self.settings.mode.as_ref().and_then(|rule| position(&rule.sensor));
+        let power = self.settings.power.as_ref().and_then(|id| {
+            let ix = position(id)?;
+            let watts = if self.catalog.sensors[ix].unit.as_deref() == Some("kW") { 1_000.0 } else { 1.0 };
+            Some((SensorIx(u16::try_from(ix).ok()?), watts))
+        });
+        self.window.set_power(power);
+    }
+
+    /// Takes a reading. `timed` says that its time is the source's own.
+    pub fn push(&mut self, sensor: SensorIx, at: Timestamp, value: f64, timed: bool, mono_us: i64) -> Taken {
+        self.window.push(sensor, at, value, timed, mono_us)
+    }
+
+    /// Whether [`Machine::advance`] would give something.
+    #[must_use]
+    pub fn is_due(&self, mono_us: i64) -> bool {
+        self.window.is_due(mono_us)
+    }
+
+    /// Closes what is due and appends the records that come of it.
+    pub fn advance(&mut self, now: Now, records: &mut Vec<(Lane, Record)>) {
+        let mut events = Vec::new();
+        while let Some((step, interval)) = self.window.close_next(now.mono_us) {
+            if let Some(step) = step {
+                self.judge(&step, now.clock, &mut events, records);
+            }
+            if let Some(interval) = interval {
+                let summary = self.summary(interval, now.clock);
+                self.tell(Lane::Summaries, Record::Summary(summary), records);
+            }
+        }
+    }
+
+    /// The steps that are due, judged one by one, for a look at each: (step, verdict). For backtests.
+    pub fn advance_steps(&mut self, now: Now, records: &mut Vec<(Lane, Record)>, mut each: impl FnMut(&Step, Verdict)) {
+        let mut events = Vec::new();
+        while let Some((step, interval)) = self.window.close_next(now.mono_us) {
+            if let Some(step) = step {
+                self.judge(&step, now.clock, &mut events, records);
+                each(&step, self.detector.present(self.mode));
+            }
+            if let Some(interval) = interval {
+                let summary = self.summary(interval, now.clock);
+                self.tell(Lane::Summaries, Record::Summary(summary), records);
+            }
+        }
+    }
+
+    fn judge(&mut self, step: &Step, clock: Clock, events: &mut Vec<EventKind>, records: &mut Vec<(Lane, Record)>) {
+        self.mode = self.mode_in(step);
+        self.detector.step(step, self.mode, events);
+        let at = step.start.plus_us(self.settings.periods.step_us);
+        for kind in events.drain(..) {
+            self.tell_event(kind, at, clock, records);
+        }
+    }
+
+    fn tell_event(&mut self, kind: EventKind, at: Timestamp, clock: Clock, records: &mut Vec<(Lane, Record)>) {
+        let catalog_revision = self.revision();
+        let event = Event { machine: self.id.clone(), at, catalog_revision, clock, kind };
+        self.tell(Lane::Events, Record::Event(event), records);
+    }
+
+    fn mode_in(&self, step: &Step) -> Mode {
+        let Some((rule, ix)) = self.settings.mode.as_ref().zip(self.mode_sensor) else { return Mode::Unknown };
+        match step.values.get(ix).copied().map(f64::from) {
+            Some(value) if value < rule.off_below => Mode::Off,
+            Some(value) if value < rule.idle_below => Mode::Idle,
+            Some(value) if !value.is_nan() => Mode::Running,
+            _ => Mode::Unknown,
+        }
+    }
+
+    /// The revision that the next record speaks of.
+    fn revision(&self) -> u32 {
+        self.catalog.revision + u32::from(self.catalog_is_due())
+    }
+
+    fn catalog_is_due(&self) -> bool {
+        self.catalog_changed || self.catalog.revision == 0 || self.catalog.model != self.detector.judge_name()
+    }
+
+    fn tell(&mut self, lane: Lane, record: Record, records: &mut Vec<(Lane, Record)>) {
+        if self.catalog_is_due() {
+            self.catalog.revision += 1;
+            self.catalog.model = self.detector.judge_name();
+            self.catalog_changed = false;
+            for lane in Lane::ALL {
+                records.push((lane, Record::Catalog(self.catalog.clone())));
+            }
+        }
+        records.push((lane, record));
+    }
+
+    fn summary(&mut self, interval: Interval, clock: Clock) -> Summary {
+        let mut sensors = interval.sensors;
+        for (ix, sensor) in sensors.iter_mut().enumerate() {
+            if let Some(sensor) = sensor
+                && sensor.quality == Quality::Good
+                && self.detector.is_faulty(ix)
+            {
+                sensor.quality = Quality::Faulty;
+            }
+        }
+        Summary {
+            machine: self.id.clone(),
+            start: interval.start,
+            interval_ms: self.catalog.interval_ms,
+            catalog_revision: self.revision(),
+            sensors,
+            verdict: self.detector.verdict(self.mode),
+            energy_wh: interval.energy_wh,
+            clock,
+        }
+    }
+
+    /// Learns anew what is normal; an open anomaly is closed.
+    pub fn recalibrate(&mut self, now: Now, records: &mut Vec<(Lane, Record)>) {
+        let at = self.window.latest().unwrap_or(now.wall);
+        let mut events = Vec::new();
+        self.detector.recalibrate(at, &mut events);
+        for kind in events {
+            self.tell_event(kind, at, now.clock, records);
+        }
+    }
+
+    /// Takes the machine out of judgement, or back in.
+    pub fn set_out_of_service(&mut self, out: bool) {
+        self.detector.set_out_of_service(out);
+    }
+
+    /// The time of the latest reading, the last values by position, and how the detector sees it; `None` before the first reading.
+    #[must_use]
+    pub fn present(&self) -> Option<(Timestamp, Vec<Option<f64>>, Verdict)> {
+        Some((self.window.latest()?, self.window.values(), self.detector.present(self.mode)))
+    }
+
+    /// The revision of the catalog that was told last; 0 before the first.
+    #[must_use]
+    pub fn catalog_revision(&self) -> u32 {
+        self.catalog.revision
+    }
+
+    /// Steps that the model could not judge.
+    #[must_use]
+    pub fn model_failures(&self) -> u64 {
+        self.detector.model_failures()
+    }
+
+    /// The state as it is, in the parts that have changed since the last call: (part, bytes).
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn save(&mut self, mark: Mark) -> Result<Vec<(u16, Vec<u8>)>, postcard::Error> {
+        let mut parts = Vec::new();
+        let detector = self.detector.save(&mut parts);
+        let saved = Saved { window: self.window.clone(), detector, mode: self.mode, mark };
+        parts.push((CORE_PART, postcard::to_stdvec(&saved)?));
+        // The catalog is small beside the rest, and says by its revision whether it is new.
+        parts.push((CATALOG_PART, postcard::to_stdvec(&self.catalog)?));
+        Ok(parts)
+    }
+
+    /// The machine as it was saved, and its mark; `None` if the parts cannot be read. Its time goes on from where it was.
+    #[must_use]
+    pub fn restore(
+        id: MachineId,
+        settings: Arc<MachineSettings>,
+        parts: &BTreeMap<u16, Vec<u8>>,
+        mono_us: i64,
+    ) -> Option<(Self, Mark)> {
+        let saved: Saved = postcard::from_bytes(parts.get(&CORE_PART)?).ok()?;
+        let catalog: Catalog = postcard::from_bytes(parts.get(&CATALOG_PART)?).ok()?;
+        let mut this = Self::new(id, settings);
+        let periods = this.settings.periods;
+        let same_steps = saved.window.periods().step_us == periods.step_us;
+        this.window = saved.window.with_periods(periods);
+        this.window.resume(mono_us);
+        if same_steps {
+            this.detector = Detector::restore(detect_settings(&this.settings), periods.step_us, saved.detector, parts);
+        }
+        this.mode = saved.mode;
+        let (step_ms, interval_ms) = (this.catalog.step_ms, this.catalog.interval_ms);
+        this.catalog_changed = (catalog.step_ms, catalog.interval_ms) != (step_ms, interval_ms);
+        this.catalog = Catalog { step_ms, interval_ms, ..catalog };
+        for sensor in &mut this.catalog.sensors {
+            let unit = this.settings.units.get(&sensor.id).cloned();
+            this.catalog_changed |= sensor.unit != unit;
+            sensor.unit = unit;
+        }
+        this.find_special_sensors();
+        Some((this, saved.mark))
+    }
+}
+
+fn detect_settings(settings: &MachineSettings) -> DetectSettings {
+    let default = DetectSettings::default();
+    DetectSettings {
+        calibration_steps: settings.calibration_steps.unwrap_or(default.calibration_steps),
+        model: settings.model.clone(),
+    }
+}
+
+fn millis(us: i64) -> u32 {
+    u32::try_from(us / 1_000).unwrap_or(u32::MAX)
+}

@@ -5,7 +5,8 @@
 //   npm run dev                 in another: Vite with reload, which sends /api here
 //
 // It also serves dist/ with the security headers of the real daemon. Sign in as anna / gemba-gemba (supervisor),
-// vic / gemba-gemba (viewer), or new / one-time (must choose a password). SIGUSR1 drops all live connections.
+// vic / gemba-gemba (viewer), or new / one-time (must choose a password). SIGUSR1 drops all live connections. A
+// fault begins after a minute; HEAD_START_S says how long the plant has been running already.
 
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
@@ -16,7 +17,7 @@ import * as plant from "./plant.mjs";
 
 const PORT = Number(process.env.PORT ?? 8087);
 const DIST = new URL("../dist/", import.meta.url).pathname;
-const STARTED = Date.now();
+const STARTED = Date.now() - Number(process.env.HEAD_START_S ?? 0) * 1_000;
 const CSP = "default-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss:; frame-ancestors 'none'";
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml" };
 
@@ -28,9 +29,10 @@ const users = new Map([
 const alarms = new Map();
 
 class Refusal extends Error {
-  constructor(status, code, title, detail = title) {
-    super(detail);
-    Object.assign(this, { status, body: { type: "about:blank", title, status, detail, code, errors: [] } });
+  constructor(status, code, title, errors = []) {
+    super(title);
+    const detail = title;
+    Object.assign(this, { status, body: { type: "about:blank", title, status, detail, code, errors } });
   }
 }
 
@@ -110,6 +112,7 @@ function anomalies(query, now) {
   const to = Date.parse(query.get("to") ?? "") || now;
   const machine = query.get("machine");
   return plant.machines.filter((m) => !machine || m.id === machine).flatMap((m) => plant.anomaliesOf(m, from, to, now, STARTED))
+    .filter((a) => query.get("open") !== "true" || a.closed_at === null)
     .sort((a, b) => b.opened_at.localeCompare(a.opened_at));
 }
 
@@ -173,7 +176,7 @@ function answer(method, path, query, body, user) {
   }
   if (!user) throw new Refusal(401, "unauthorized", "Sign in first");
   if (route === "POST password") {
-    if (user.password !== body.old) throw new Refusal(401, "bad_credentials", "The old password is wrong");
+    if (user.password !== body.old) throw new Refusal(422, "invalid_fields", "A field is not as it should be", [{ field: "old", message: "is not your password" }]);
     Object.assign(user, { password: body.new, change: false });
     return null;
   }
@@ -186,6 +189,10 @@ function answer(method, path, query, body, user) {
     case "GET machines/*": return detailOf(find(at[1]), now);
     case "GET machines/*/series": return seriesOf(find(at[1]), query, now);
     case "GET anomalies": return page(anomalies(query, now));
+    case "GET anomalies/*": {
+      const found = anomalies(new URLSearchParams({ from: plant.iso(now - 7 * 86_400_000) }), now).find((a) => a.id === at[1]) ?? fail404();
+      return { ...found, window: plant.windowAround(found, STARTED) };
+    }
     case "GET alarms": {
       const state = query.get("state") ?? "open";
       const fits = (a) => state === "all" || (state === "open" ? a.state !== "normal" : a.state === state);

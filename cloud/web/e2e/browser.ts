@@ -93,18 +93,22 @@ export function drawnPixels(page: Page, chart: string): Promise<{ line: number; 
   return page.locator(`[data-chart="${chart}"] canvas`).evaluate((element) => {
     const canvas = element as HTMLCanvasElement;
     const style = getComputedStyle(document.documentElement);
-    const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    const context = canvas.getContext("2d");
-    if (probe === null || context === null) return { line: 0, shade: 0 };
+    const scratch = document.createElement("canvas");
+    Object.assign(scratch, { width: canvas.width, height: canvas.height });
+    const probe = scratch.getContext("2d", { willReadFrequently: true });
+    if (probe === null) return { line: 0, shade: 0 };
     const colour = (name: string) => {
       probe.clearRect(0, 0, 1, 1);
       probe.fillStyle = style.getPropertyValue(name);
       probe.fillRect(0, 0, 1, 1);
       return [...probe.getImageData(0, 0, 1, 1).data];
     };
-    const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+    const colours = new Map(["--trend", "--anomaly-fill", "--anomaly-lead"].map((name) => [name, colour(name)]));
+    probe.clearRect(0, 0, 1, 1);
+    probe.drawImage(canvas, 0, 0);
+    const pixels = probe.getImageData(0, 0, canvas.width, canvas.height).data;
     const count = (name: string) => {
-      const wanted = colour(name);
+      const wanted = colours.get(name) ?? [];
       let found = 0;
       for (let i = 0; i < pixels.length; i += 4) {
         if (wanted.every((part, channel) => Math.abs((pixels[i + channel] ?? 0) - part) <= 12)) found += 1;

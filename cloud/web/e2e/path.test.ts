@@ -118,8 +118,11 @@ describe("the page", () => {
 
   test("keeps the session over a reload and forgets it on sign-out", async () => {
     const { page, troubles, close } = await visit(browser);
+    const live = page.getByTestId("link").getByText("Live", { exact: true });
     await signIn(page);
+    await live.waitFor();
     await page.reload();
+    await live.waitFor();
     await page.locator("[data-machine]").first().waitFor();
     await page.getByRole("button", { name: "Sign out" }).click();
     await page.getByRole("heading", { name: "Sign in" }).waitFor();

@@ -7,6 +7,9 @@ use std::{
 
 use super::{reader::Section, values};
 
+const ANONYMOUS_ELSEWHERE: &str = "clients without a password are only possible where all of `mqtt.listen` is \
+     loopback (127.0.0.1 or [::1]); give each device a password in [[mqtt.devices]]";
+
 /// Where messages of devices come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mqtt {
@@ -88,7 +91,7 @@ pub(super) fn read(section: Section<'_>, folder: &Path) -> Mqtt {
 
 fn external(mut section: Section<'_>, folder: &Path) -> Mqtt {
     let in_folder = |path: PathBuf| folder.join(path);
-    for key in ["listen", "tls", "devices"] {
+    for key in ["listen", "tls", "devices", "anonymous"] {
         if section.has(key) {
             section.fault(
                 key,
@@ -112,7 +115,7 @@ fn external(mut section: Section<'_>, folder: &Path) -> Mqtt {
         section.fault("certificate", "a client certificate needs both `certificate` and `key`");
     }
     // What has been told about already is not told again as unknown.
-    section.already_told(&["listen", "tls", "devices", "connections_max", "unacknowledged_max"]);
+    section.already_told(&["listen", "tls", "devices", "anonymous"]);
     section.finish();
     Mqtt::External(external)
 }
@@ -135,19 +138,24 @@ fn gate(mut section: Section<'_>, folder: &Path) -> Mqtt {
         names.push((device.name.clone(), line));
         devices.push(device);
     }
-    if !section.has("devices") {
-        if tls.is_none() && listen.iter().all(|address| address.ip().is_loopback()) {
-            devices.push(Device {
-                name: "local".to_owned(),
-                proof: Proof::Anonymous,
-                publish: vec!["#".to_owned()],
-                subscribe: vec!["#".to_owned()],
-            });
-        } else {
-            let key = if section.has("listen") { "listen" } else { "tls" };
-            section
-                .fault(key, "nobody could connect: say in [[mqtt.devices]] who may (`gemba-edge passwd` makes a line)");
-        }
+    let loopback = listen.iter().all(|address| address.ip().is_loopback());
+    let anonymous = section.boolean("anonymous", !section.has("devices") && tls.is_none() && loopback);
+    if anonymous && !loopback {
+        section.fault("anonymous", ANONYMOUS_ELSEWHERE);
+    }
+    if anonymous {
+        let everything = vec!["#".to_owned()];
+        let local = "local".to_owned();
+        devices.push(Device {
+            name: local,
+            proof: Proof::Anonymous,
+            publish: everything.clone(),
+            subscribe: everything,
+        });
+    }
+    if devices.is_empty() && !section.has("devices") {
+        let key = if section.has("listen") { "listen" } else { "tls" };
+        section.fault(key, "nobody could connect: say in [[mqtt.devices]] who may (`gemba-edge passwd` makes a line)");
     }
     let settings = GateSettings {
         listen,
@@ -207,12 +215,8 @@ fn device(mut section: Section<'_>, listen: &[SocketAddr], tls: Option<&Tls>, fo
     }
     if section.boolean("anonymous", false) {
         proof = Some(Proof::Anonymous);
-        if let Some(open) = listen.iter().find(|address| !address.ip().is_loopback()) {
-            let message = format!(
-                "a device without a password is only possible where `mqtt.listen` is loopback (127.0.0.1, [::1]), and \
-                 {open} is not"
-            );
-            section.fault("anonymous", message);
+        if listen.iter().any(|address| !address.ip().is_loopback()) {
+            section.fault("anonymous", ANONYMOUS_ELSEWHERE);
         }
     } else if section.has("anonymous") && given.len() == 1 {
         section.fault("anonymous", format!("one of {} is needed", proofs.join(", ")));

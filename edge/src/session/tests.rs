@@ -82,7 +82,8 @@ fn an_overdue_lane_starts_again_ever_more_patiently() {
 #[test]
 fn what_the_outbox_dropped_is_not_asked_for() {
     let mut s = session();
-    let wanted = s.next(|lane| if lane == Lane::Events { Held { oldest: 1, next: 1 } } else { Held { oldest: 90, next: 95 } });
+    let wanted =
+        s.next(|lane| if lane == Lane::Events { Held { oldest: 1, next: 1 } } else { Held { oldest: 90, next: 95 } });
     assert_eq!(wanted.map(|w| (w.lane, w.from)), Some((Lane::Summaries, 90)));
 }
 

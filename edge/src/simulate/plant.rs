@@ -32,8 +32,8 @@ pub const SENSORS: [Sensor; 8] = [
     sensor("flow", "m3/h", 0.25, 0.05),
     sensor("vibration_de", "mm/s", 0.06, 0.01),
     sensor("vibration_nde", "mm/s", 0.05, 0.01),
-    sensor("bearing_temperature", "Cel", 0.05, 0.1),
-    sensor("motor_temperature", "Cel", 0.05, 0.1),
+    sensor("bearing_temperature", "Cel", 0.2, 0.1),
+    sensor("motor_temperature", "Cel", 0.2, 0.1),
     sensor("power", "kW", 0.03, 0.01),
 ];
 
@@ -61,10 +61,10 @@ const MOTOR_EFFICIENCY: f64 = 0.9;
 const KW_PER_A: f64 = 1.732 * 0.4 * 0.85;
 const AMBIENT_CEL: f64 = 24.0;
 /// Correlation time and spread of the demand that the pump's speed follows.
-const DEMAND_S: f64 = 40.0;
-const DEMAND_SD: f64 = 0.012;
-const BEARING_LAG_S: f64 = 90.0;
-const MOTOR_LAG_S: f64 = 240.0;
+const DEMAND_S: f64 = 8.0;
+const DEMAND_SD: f64 = 0.008;
+const BEARING_LAG_S: f64 = 60.0;
+const MOTOR_LAG_S: f64 = 100.0;
 
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

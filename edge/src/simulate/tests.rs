@@ -1,6 +1,11 @@
 use clap::Parser;
+use gemba_shared::telemetry::{EventKind, Mode};
 
 use super::*;
+use crate::{
+    detect::{DetectSettings, Detector},
+    window::Step,
+};
 
 #[derive(Debug, Parser)]
 struct Cli {
@@ -81,4 +86,44 @@ async fn the_load_generator_ends_after_its_messages() {
     run(parse(&line).unwrap(), now, CancellationToken::new(), &mut out).await.unwrap();
     let figures: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!((&figures["sent"], &figures["acknowledged"]), (&3_200.into(), &3_200.into()));
+}
+
+/// When, in seconds after the fault, the daemon's detector opens an anomaly or finds a faulty sensor; and how often
+/// it did in the hour before.
+fn seen(index: u64, kind: FaultKind) -> (Option<i64>, usize) {
+    const FAULT_S: i64 = 3_600;
+    let at = |s: i64| Timestamp::from_millis(1_700_000_000_000 + s * 1_000);
+    let mut pump = Pump::new(11, index);
+    pump.fail(Fault { kind, from: at(FAULT_S), lasts: None });
+    let mut detector = Detector::new(DetectSettings::default(), 1_000_000);
+    let (mut found, mut before) = (None, 0);
+    for s in 0..FAULT_S + 180 {
+        let values = pump.step(at(s)).map(|value| value as f32).to_vec();
+        let measured = vec![true; values.len()];
+        let mut events = Vec::new();
+        detector.step(&Step { start: at(s), values, measured }, Mode::Running, &mut events);
+        let begins = |event: &EventKind| match event {
+            EventKind::AnomalyOpened(_) => true,
+            EventKind::SensorFault(fault) => fault.active,
+            _ => false,
+        };
+        match events.iter().any(begins) {
+            true if s < FAULT_S => before += 1,
+            true => found = found.or(Some(s - FAULT_S)),
+            false => {}
+        }
+    }
+    (found, before)
+}
+
+#[test]
+fn the_detector_sees_each_fault_within_two_minutes() {
+    for kind in FaultKind::ALL {
+        for index in 0..5 {
+            let (found, before) = seen(index, kind);
+            println!("{kind} of pump {index}: seen after {found:?} s; {before} false alarms in an hour");
+            assert!(found.is_some_and(|s| s <= 120), "{kind} of pump {index}: {found:?}");
+            assert!(before <= 1, "{before} false alarms of pump {index} in an hour");
+        }
+    }
 }

@@ -28,7 +28,7 @@ export class Unreachable extends Error {
 /** The words for a person. */
 export function explain(error: unknown): string {
   if (error instanceof Problem && error.fields.length > 0) {
-    return error.fields.map((f) => f.message).join(" ");
+    return error.fields.map((f) => `${f.field.replaceAll("_", " ")}: ${f.message}`).join("; ");
   }
   return error instanceof Error ? error.message : String(error);
 }

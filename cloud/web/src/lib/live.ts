@@ -45,13 +45,21 @@ export class LiveFeed {
     this.#open();
   }
 
+  /** A renewed token keeps an open feed from ending with the old one. */
+  prolong(token: string) {
+    if (this.#greeted && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify({ token }));
+  }
+
   close() {
     this.#closed = true;
     clearTimeout(this.#retry);
     clearTimeout(this.#opening);
     clearInterval(this.#watch);
     removeEventListener("online", this.#online);
-    this.#socket?.close();
+    const socket = this.#socket;
+    // Closing one that is still opening would be an error on the console.
+    if (socket?.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
+    else socket?.close();
   }
 
   #open() {

@@ -65,6 +65,10 @@ class Plant {
     this.#reloadLater(FEED_WAIT_MS);
   }
 
+  prolong(token: string) {
+    this.#feed?.prolong(token);
+  }
+
   stop() {
     this.#feed?.close();
     this.#feed = null;

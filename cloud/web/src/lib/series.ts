@@ -3,7 +3,7 @@
  * is the tail of every line.
  */
 
-import type { Series, SensorSeries } from "./contract";
+import type { RawWindow, Series, SensorSeries } from "./contract";
 
 /** The most live points kept for a machine. */
 export const TAIL_POINTS_MAX = 600;
@@ -35,29 +35,33 @@ export function appendTail(tail: TailPoint[], point: TailPoint): TailPoint[] {
 
 /** A sensor's line: the server's buckets, then the tail. */
 export function sensorColumns(series: SensorSeries | undefined, position: number, tail: TailPoint[], frame: Frame): Columns {
-  const columns: Columns = { x: [], min: [], max: [], mean: [] };
-  if (series) {
-    series.time_ms.forEach((time, i) => {
-      push(columns, frame, time, series.min[i] ?? null, series.max[i] ?? null, series.mean[i] ?? null);
-    });
-  }
-  addTail(columns, tail, frame, (point) => point.values[position] ?? null);
-  return columns;
+  const { time_ms = [], min = [], max = [], mean = [] } = series ?? {};
+  return columns(time_ms, min, max, mean, frame, tail, (point) => point.values[position] ?? null);
 }
 
 export function scoreColumns(series: Series | null, tail: TailPoint[], frame: Frame): Columns {
-  const columns: Columns = { x: [], min: [], max: [], mean: [] };
-  series?.score.time_ms.forEach((time, i) => push(columns, frame, time, null, null, series.score.max[i] ?? null));
-  addTail(columns, tail, frame, (point) => point.score);
-  return columns;
+  const { time_ms = [], max = [] } = series?.score ?? {};
+  return columns(time_ms, [], [], max, frame, tail, (point) => point.score);
 }
 
 export function healthColumns(series: Series | null, tail: TailPoint[], frame: Frame): Columns {
-  const columns: Columns = { x: [], min: [], max: [], mean: [] };
-  series?.health.time_ms.forEach((time, i) => push(columns, frame, time, null, null, series.health.min[i] ?? null));
-  addTail(columns, tail, frame, (point) => point.health_percent);
-  return columns;
+  const { time_ms = [], min = [] } = series?.health ?? {};
+  return columns(time_ms, [], [], min, frame, tail, (point) => point.health_percent);
 }
+
+type Column = readonly (number | null)[];
+
+function columns(times: number[], min: Column, max: Column, line: Column, frame: Frame, tail: TailPoint[], pick: Pick): Columns {
+  const made: Columns = { x: [], min: [], max: [], mean: [] };
+  // Empty buckets in between are holes; those at the end are what has not been summed up yet.
+  let end = times.length;
+  while (end > 0 && (line[end - 1] ?? null) === null) end -= 1;
+  for (let i = 0; i < end; i++) push(made, frame, times[i] ?? 0, min[i] ?? null, max[i] ?? null, line[i] ?? null);
+  addTail(made, tail, frame, pick);
+  return made;
+}
+
+type Pick = (point: TailPoint) => number | null;
 
 export interface Frame {
   from_ms: number;
@@ -82,7 +86,7 @@ function push(columns: Columns, frame: Frame, time_ms: number, min: number | nul
 }
 
 /** The tail in steps like the server's, so that the line does not change its look where it becomes live. */
-function addTail(columns: Columns, tail: TailPoint[], frame: Frame, pick: (point: TailPoint) => number | null) {
+function addTail(columns: Columns, tail: TailPoint[], frame: Frame, pick: Pick) {
   const end = columns.x.at(-1);
   // The last bucket covers up to a step after its start.
   const after = end === undefined ? frame.from_ms : end * 1000 + frame.step_ms;
@@ -106,6 +110,15 @@ function addTail(columns: Columns, tail: TailPoint[], frame: Frame, pick: (point
     step = { number, values: [v], time_ms: point.time_ms };
   }
   finish();
+}
+
+/** A sensor's raw values around an anomaly. */
+export function windowColumns(window: RawWindow, sensor: string): Columns {
+  const column = window.sensors.indexOf(sensor);
+  const first = Date.parse(window.first);
+  const mean = window.values.map((row) => row[column] ?? null);
+  const none = mean.map(() => null);
+  return { x: mean.map((_, step) => (first + step * window.step_ms) / 1000), min: none, max: none, mean };
 }
 
 /** The last value of a column. */

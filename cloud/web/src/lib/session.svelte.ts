@@ -60,7 +60,6 @@ class Session {
     const name = this.user?.name ?? "";
     await this.http.post("/password", { old, new: next });
     // Tokens made before the change may no longer be taken.
-    this.#token = null;
     try {
       await this.signIn(name, next);
     } catch {

@@ -29,7 +29,7 @@ const TEXT: [string, string[]][] = [
   ...["critical", "high", "medium", "low"].map((tone): [string, string[]] => ["on-strong", [tone]]),
   ...["critical", "high", "medium", "low"].map((tone): [string, string[]] => ["ink-2", [`${tone}-soft`]]),
   ["accent-ink", ["accent"]],
-  ["ink", ["accent-soft"]],
+  ["ink", ["accent-soft", "chosen"]],
 ];
 
 describe.each([["light", colours(light)], ["dark", new Map([...colours(light), ...colours(dark)])]])("%s", (_, palette) => {

@@ -1,0 +1,160 @@
+//! What a backtest writes: a line for each step, and a summary for each file.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs::File,
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use gemba_shared::{
+    ids::SensorId,
+    telemetry::{SensorFaultKind, Timestamp},
+};
+
+use super::score::Confusion;
+
+/// Sensors whose share is below this are left out of a line.
+const SHARE_MIN: f32 = 0.01;
+
+/// One step.
+pub(super) struct Line<'a> {
+    pub at: Timestamp,
+    pub score: Option<f32>,
+    pub alarm: bool,
+    pub calibrating: bool,
+    /// By sensor, of the anomaly's latest event; empty without one.
+    pub shares: &'a [f32],
+    pub faults: &'a BTreeMap<usize, SensorFaultKind>,
+}
+
+/// A CSV file of steps: `time,score,alarm,calibrating,sensors,sensor_fault`.
+pub(super) struct Lines {
+    path: PathBuf,
+    out: BufWriter<File>,
+}
+
+impl Lines {
+    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
+        let name = || format!("{}: the output cannot be made", path.display());
+        let mut out = BufWriter::new(File::create(path).with_context(name)?);
+        writeln!(out, "time,score,alarm,calibrating,sensors,sensor_fault").with_context(name)?;
+        Ok(Self { path: path.to_owned(), out })
+    }
+
+    pub(super) fn write(&mut self, line: &Line, sensors: &[SensorId]) -> anyhow::Result<()> {
+        let name = |ix: usize| sensors.get(ix).map_or("?", SensorId::as_str);
+        let mut shares: Vec<(usize, f32)> =
+            line.shares.iter().copied().enumerate().filter(|(_, share)| *share >= SHARE_MIN).collect();
+        shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let shares: Vec<_> = shares.into_iter().map(|(ix, share)| format!("{}:{share:.2}", name(ix))).collect();
+        let faults: Vec<_> = line.faults.iter().map(|(&ix, kind)| format!("{}:{}", name(ix), fault(*kind))).collect();
+        let score = line.score.map(|score| format!("{score:.4}")).unwrap_or_default();
+        writeln!(
+            self.out,
+            "{},{score},{},{},{},{}",
+            time(line.at),
+            u8::from(line.alarm),
+            u8::from(line.calibrating),
+            shares.join(";"),
+            faults.join(";")
+        )
+        .with_context(|| format!("{}: the output cannot be written", self.path.display()))
+    }
+
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+        self.out.flush().with_context(|| format!("{}: the output cannot be written", self.path.display()))
+    }
+}
+
+/// An anomaly, from its first step to its last.
+pub(super) struct Alarm {
+    pub start: Timestamp,
+    /// `None`: it was open when the recording ended.
+    pub end: Option<Timestamp>,
+    /// The sensor with the largest share when it opened.
+    pub lead: Option<SensorId>,
+    pub score_max: f32,
+}
+
+/// One file.
+pub(super) struct Summary {
+    pub file: String,
+    pub judge: String,
+    pub step_us: i64,
+    pub rows: u64,
+    pub steps: u64,
+    pub calibration_steps: u64,
+    pub alarms: Vec<Alarm>,
+    pub confusion: Confusion,
+    /// What could not be read; empty for nothing.
+    pub skipped: String,
+}
+
+impl Summary {
+    pub(super) fn text(&self) -> String {
+        let mut text = format!(
+            "{}: {} rows, {} steps of {} s, the first {} to calibrate, judged by {}",
+            self.file,
+            self.rows,
+            self.steps,
+            self.step_us as f64 / 1e6,
+            self.calibration_steps,
+            self.judge
+        );
+        if self.calibration_steps == self.steps {
+            text += "\n  too short: nothing was judged";
+        }
+        for alarm in &self.alarms {
+            let end = alarm.end.map_or_else(|| "the end".into(), time);
+            let lead = alarm.lead.as_ref().map_or("?", SensorId::as_str);
+            write!(text, "\n  alarm {} to {end}, led by {lead}, score up to {:.2}", time(alarm.start), alarm.score_max)
+                .expect("a String takes everything");
+        }
+        if !self.confusion.is_empty() {
+            text = text + "\n  " + &self.confusion.text();
+        }
+        if !self.skipped.is_empty() {
+            text = text + "\n  " + &self.skipped;
+        }
+        text
+    }
+
+    pub(super) fn json(&self) -> String {
+        let alarm = |alarm: &Alarm| {
+            serde_json::json!({
+                "start": time(alarm.start),
+                "end": alarm.end.map(time),
+                "lead": alarm.lead,
+                "score_max": alarm.score_max,
+            })
+        };
+        serde_json::json!({
+            "file": self.file,
+            "judge": self.judge,
+            "step_s": self.step_us as f64 / 1e6,
+            "rows": self.rows,
+            "steps": self.steps,
+            "calibration_steps": self.calibration_steps,
+            "alarms": self.alarms.iter().map(alarm).collect::<Vec<_>>(),
+            "labels": if self.confusion.is_empty() { None } else { Some(self.confusion.json()) },
+            "skipped": self.skipped,
+        })
+        .to_string()
+    }
+}
+
+const fn fault(kind: SensorFaultKind) -> &'static str {
+    match kind {
+        SensorFaultKind::Frozen => "frozen",
+        SensorFaultKind::Missing => "missing",
+        SensorFaultKind::Saturated => "saturated",
+        SensorFaultKind::Drifting => "drifting",
+    }
+}
+
+fn time(at: Timestamp) -> String {
+    jiff::Timestamp::from_microsecond(at.0).map_or_else(|_| format!("{} us", at.0), |time| time.to_string())
+}

@@ -1,0 +1,125 @@
+//! A detector's state, in parts that are written only when they change.
+//!
+//! | part | what |
+//! |---|---|
+//! | the core | returned to the caller, who keeps it with its own: changes with every step |
+//! | `0x100…` | what calibration learnt, cut into blocks |
+//! | `0x200…` | rows of a calibration that is under way, 25 to a block |
+//!
+//! Each block begins with the serial number of its calibration. The raw steps that events carry are not kept, but for those that a model
+//! looks at: after a restart an event's window begins with it.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const LEARNT_PART: u16 = 0x100;
+const ROWS_PART: u16 = 0x200;
+const BLOCK_BYTES: usize = 32 * 1_024;
+const ROWS_A_BLOCK: usize = 25;
+
+/// The part of the state that changes with every step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CoreState {
+    core: Core,
+    /// Bytes of what was learnt; 0 while calibrating.
+    learnt_bytes: u32,
+    rows_width: u16,
+    rows: u32,
+    /// The rows that a model looks at.
+    history: Vec<(Timestamp, Vec<f32>)>,
+}
+
+impl Detector {
+    /// The state as it is: the core, and the parts that changed since the last call.
+    pub fn save(&mut self, parts: &mut Vec<(u16, Vec<u8>)>) -> CoreState {
+        let serial = self.core.serial.to_le_bytes();
+        let mut learnt_bytes = 0;
+        if let Some(learnt) = &self.learnt {
+            let bytes = postcard::to_stdvec(learnt).unwrap_or_default();
+            learnt_bytes = u32::try_from(bytes.len()).unwrap_or(0);
+            if std::mem::take(&mut self.learnt_changed) {
+                for (number, block) in (LEARNT_PART..ROWS_PART).zip(bytes.chunks(BLOCK_BYTES)) {
+                    parts.push((number, [&serial, block].concat()));
+                }
+            }
+        }
+        let width = self.rows.width();
+        for (number, block) in self.rows.take_unsaved(ROWS_A_BLOCK) {
+            let bytes = block.iter().flat_map(|value| value.to_le_bytes());
+            if let Ok(number) = u16::try_from(number) {
+                parts.push((ROWS_PART + number, serial.into_iter().chain(bytes).collect()));
+            }
+        }
+        let looked_at = self.settings.model.as_ref().map_or(0, |model| model.steps());
+        let skipped = self.history.len().saturating_sub(looked_at);
+        CoreState {
+            core: self.core.clone(),
+            learnt_bytes,
+            rows_width: u16::try_from(width).unwrap_or(u16::MAX),
+            rows: u32::try_from(self.rows.len()).unwrap_or(u32::MAX),
+            history: self.history.iter().skip(skipped).map(|(at, row)| (*at, row.to_vec())).collect(),
+        }
+    }
+
+    /// The detector as it was saved. Where that cannot be, or another model is to judge, calibration begins anew.
+    #[must_use]
+    pub fn restore(settings: DetectSettings, step_us: i64, state: CoreState, parts: &BTreeMap<u16, Vec<u8>>) -> Self {
+        let mut this = Self::new(settings, step_us);
+        let serial = state.core.serial;
+        let learnt_bytes = state.learnt_bytes as usize;
+        let (width, rows) = (usize::from(state.rows_width), state.rows as usize);
+        this.core = state.core;
+        this.history = state.history.into_iter().map(|(at, row)| (at, row.into_boxed_slice())).collect();
+        let whole = if learnt_bytes > 0 {
+            let learnt = learnt_of(parts, serial, learnt_bytes);
+            this.learnt = learnt.and_then(|learnt| this.prepare(learnt));
+            this.learnt.is_some()
+        } else {
+            let rows = rows_of(parts, serial, width, rows);
+            let whole = rows.is_some();
+            this.rows = rows.unwrap_or_default();
+            whole
+        };
+        if !whole {
+            tracing::warn!("what was learnt of a machine is lost, or for another model: it is calibrated anew");
+            let alarm = this.core.alarm.clone();
+            this.start_calibration();
+            // It must still be closed, once, for whoever saw it open.
+            this.core.alarm = alarm;
+        }
+        this
+    }
+
+    /// `None` if the model that is to judge has not been calibrated.
+    fn prepare(&self, mut learnt: Learnt) -> Option<Learnt> {
+        let Some(model) = &self.settings.model else { return Some(learnt) };
+        // Where the baseline was taken although there was a model, the model was tried and found wanting.
+        let Some(of_model) = &mut learnt.model else { return Some(learnt) };
+        if of_model.name != model.to_string() {
+            return None;
+        }
+        if let Err(error) = of_model.prepare(model) {
+            tracing::warn!(%model, %error, "the model cannot judge a machine: the baseline does");
+            learnt.model = None;
+        }
+        Some(learnt)
+    }
+}
+
+fn blocks(parts: &BTreeMap<u16, Vec<u8>>, from: u16, to: u16, serial: u32) -> Vec<u8> {
+    let blocks = parts.range(from..to).filter_map(|(_, block)| block.strip_prefix(&serial.to_le_bytes()[..]));
+    blocks.flatten().copied().collect()
+}
+
+fn learnt_of(parts: &BTreeMap<u16, Vec<u8>>, serial: u32, length: usize) -> Option<Learnt> {
+    let bytes = blocks(parts, LEARNT_PART, ROWS_PART, serial);
+    postcard::from_bytes(bytes.get(..length)?).ok()
+}
+
+fn rows_of(parts: &BTreeMap<u16, Vec<u8>>, serial: u32, width: usize, rows: usize) -> Option<Rows> {
+    let bytes = blocks(parts, ROWS_PART, u16::MAX, serial);
+    let bytes = bytes.get(..width * rows * 4)?;
+    let (values, _) = bytes.as_chunks::<4>();
+    Rows::from_saved(width, values.iter().map(|value| f32::from_le_bytes(*value)).collect())
+}

@@ -1,0 +1,206 @@
+//! Messages from an external broker, answered when they are safe.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use rumqttc::{AsyncClient, ConnAck, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeFilter, SubscribeReasonCode};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::Backoff;
+use crate::delivery::{Delivery, Progress, Publish};
+
+/// Requests (answers, as a rule) that wait for the event loop: more than MQTT has packet identifiers, so that
+/// giving an answer never has to wait for the loop, which may be waiting for the deliveries.
+const REQUESTS_MAX: usize = 66_000;
+/// Messages that were delivered and not yet answered; the broker's own window is smaller, as a rule.
+const UNANSWERED_MAX: usize = 4_096;
+
+/// What a subscriber counts.
+#[derive(Debug, Default)]
+pub struct ClientCounters {
+    pub connected: AtomicBool,
+    pub connections: AtomicU64,
+    pub messages: AtomicU64,
+    /// Subscriptions that the broker refused.
+    pub refused: AtomicU64,
+}
+
+/// Subscribes to the filters at QoS 1 and hands on what comes, until `cancel` or until nobody takes deliveries.
+///
+/// A message is answered when its delivery was acknowledged, in the order of arrival, and on the connection that
+/// brought it. After any error a new event loop is built, after a pause; the broker then sends again what was
+/// not answered. Subscribes at the first connection and whenever the broker has no session. While nobody takes
+/// deliveries the connection is not served; a broker that loses patience is connected to again.
+pub async fn subscribe(
+    mut options: MqttOptions,
+    filters: Vec<String>,
+    deliveries: mpsc::Sender<Delivery>,
+    counters: Arc<ClientCounters>,
+    cancel: CancellationToken,
+) {
+    options.set_manual_acks(true);
+    let mut backoff = Backoff::default();
+    let mut first = true;
+    while !cancel.is_cancelled() && !deliveries.is_closed() {
+        let (client, events) = AsyncClient::new(options.clone(), REQUESTS_MAX);
+        let mut link = Link { client, events, counters: &counters, progress: Arc::default(), count: 0 };
+        let ended = tokio::select! {
+            () = cancel.cancelled() => break,
+            ended = link.run(&filters, &deliveries, &mut first, &mut backoff) => ended,
+        };
+        counters.connected.store(false, Ordering::Relaxed);
+        let pause = backoff.pause_now();
+        let (broker, port) = options.broker_address();
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(broker, port, error = ended, pause_ms, "connection to the broker lost");
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            () = deliveries.closed() => break,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    counters.connected.store(false, Ordering::Relaxed);
+}
+
+/// One connection.
+struct Link<'a> {
+    client: AsyncClient,
+    events: EventLoop,
+    counters: &'a ClientCounters,
+    progress: Arc<Progress>,
+    count: u64,
+}
+
+impl Link<'_> {
+    /// Why it ended.
+    async fn run(
+        &mut self,
+        filters: &[String],
+        deliveries: &mpsc::Sender<Delivery>,
+        first: &mut bool,
+        backoff: &mut Backoff,
+    ) -> String {
+        let (unanswered, answering) = mpsc::channel(UNANSWERED_MAX);
+        let answers = answer(self.client.clone(), self.progress.clone(), answering);
+        tokio::pin!(answers);
+        let moving = self.receive(filters, deliveries, first, backoff, unanswered);
+        tokio::select! {
+            () = &mut answers => "a message was not taken: it will come again".into(),
+            error = moving => error,
+        }
+    }
+
+    async fn receive(
+        &mut self,
+        filters: &[String],
+        deliveries: &mpsc::Sender<Delivery>,
+        first: &mut bool,
+        backoff: &mut Backoff,
+        unanswered: mpsc::Sender<(u64, rumqttc::Publish)>,
+    ) -> String {
+        loop {
+            let publish = match self.events.poll().await {
+                Err(error) => return error.to_string(),
+                Ok(Event::Incoming(Packet::Publish(publish))) => publish,
+                Ok(Event::Incoming(Packet::ConnAck(ack))) => {
+                    backoff.connected(Instant::now());
+                    if let Err(error) = self.connected(ack, filters, first) {
+                        return error;
+                    }
+                    continue;
+                }
+                Ok(Event::Incoming(Packet::SubAck(ack))) => {
+                    let refused = ack.return_codes.iter().filter(|code| **code == SubscribeReasonCode::Failure);
+                    let refused = refused.count() as u64;
+                    if refused > 0 {
+                        self.counters.refused.fetch_add(refused, Ordering::Relaxed);
+                        tracing::error!(refused, ?filters, "broker refuses subscriptions: check its access rules");
+                    }
+                    continue;
+                }
+                Ok(_) => continue,
+            };
+            // The messages that came with it make one delivery.
+            let mut batch = vec![publish];
+            let events = &mut self.events.state.events;
+            while let Some(Event::Incoming(Packet::Publish(_))) = events.front() {
+                if let Some(Event::Incoming(Packet::Publish(publish))) = events.pop_front() {
+                    batch.push(publish);
+                }
+            }
+            if let Err(error) = self.deliver(batch, deliveries, &unanswered).await {
+                return error;
+            }
+        }
+    }
+
+    fn connected(&self, ack: ConnAck, filters: &[String], first: &mut bool) -> Result<(), String> {
+        self.counters.connected.store(true, Ordering::Relaxed);
+        self.counters.connections.fetch_add(1, Ordering::Relaxed);
+        // A session has its subscriptions, but at our start the filters may be others than they were.
+        if !ack.session_present || *first {
+            let filters = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
+            self.client.try_subscribe_many(filters).map_err(|error| error.to_string())?;
+        }
+        *first = false;
+        tracing::info!(session = ack.session_present, "connected to the broker");
+        Ok(())
+    }
+
+    async fn deliver(
+        &mut self,
+        batch: Vec<rumqttc::Publish>,
+        deliveries: &mpsc::Sender<Delivery>,
+        unanswered: &mpsc::Sender<(u64, rumqttc::Publish)>,
+    ) -> Result<(), String> {
+        let mut messages = Vec::with_capacity(batch.len());
+        for mut publish in batch {
+            self.count += 1;
+            messages.push(Publish {
+                topic: Bytes::from(std::mem::take(&mut publish.topic)),
+                payload: std::mem::take(&mut publish.payload),
+                retain: publish.retain,
+                dup: publish.dup,
+            });
+            if publish.qos != QoS::AtMostOnce && unanswered.send((self.count, publish)).await.is_err() {
+                return Err("nobody answers any more".into());
+            }
+        }
+        self.counters.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
+        let delivery = Delivery::new(Arc::from(""), messages, self.progress.clone(), self.count);
+        deliveries.send(delivery).await.map_err(|_| "nobody takes deliveries any more".into())
+    }
+}
+
+/// Answers in the order of arrival; ends when a delivery was lost or the event loop is gone.
+async fn answer(client: AsyncClient, progress: Arc<Progress>, mut unanswered: mpsc::Receiver<(u64, rumqttc::Publish)>) {
+    let mut waiting = VecDeque::new();
+    let mut safe_through = 0;
+    loop {
+        tokio::select! {
+            Some(publish) = unanswered.recv(), if waiting.len() < UNANSWERED_MAX => waiting.push_back(publish),
+            through = progress.beyond(safe_through) => {
+                if progress.is_lost() {
+                    return;
+                }
+                safe_through = through;
+            }
+            else => return,
+        }
+        while let Some((number, publish)) = waiting.front()
+            && *number <= safe_through
+        {
+            if client.ack(publish).await.is_err() {
+                return;
+            }
+            waiting.pop_front();
+        }
+    }
+}
