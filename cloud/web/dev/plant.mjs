@@ -34,6 +34,9 @@ const CAST = [
   ["test-rig", null, "hall-b", { ignored: true }],
 ];
 
+// For a look at a large plant: MACHINES=250.
+for (let n = CAST.length; n < Number(process.env.MACHINES ?? 0); n++) CAST.push([`cell-${n}`, null, n % 2 ? "hall-a" : "hall-b", {}]);
+
 const id = (kind, n) => `0193f000-0000-7000-${kind}000-${String(n).padStart(12, "0")}`;
 
 export const gateways = ["hall-a", "hall-b", "utilities"].map((name, n) => ({
