@@ -11,11 +11,22 @@ use crate::{
     enrolment::{Enrolments, Refusal},
 };
 
+/// This route's part of the document.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(enroll))]
+pub(super) struct Document;
+
 /// The route, for [`super::router`].
 pub fn routes(enrolments: Arc<Enrolments>) -> Router {
     Router::new().route(PATH, post(enroll)).with_state(enrolments)
 }
 
+/// Enrol a gateway.
+///
+/// `gemba-edge enroll` does this with the one-time token of `gemba-cloud gateway add`.
+#[utoipa::path(post, path = "/api/v1/enroll", tag = "gateways", request_body = serde_json::Value,
+    responses((status = 200, body = serde_json::Value, description = "The gateway's id, and how to deliver."),
+        (status = 403, description = "The token is not good (any more).")), security(()))]
 async fn enroll(
     State(enrolments): State<Arc<Enrolments>>,
     Body(request): Body<Request>,

@@ -1,3 +1,5 @@
+//! Publishing to a real rumqttd and to our gate, through cuts.
+
 use std::{
     collections::HashMap,
     net::{SocketAddr, TcpListener},
