@@ -41,6 +41,8 @@ CREATE TABLE gateways (
     public_key bytea CHECK (length(public_key) = 32),
     -- SHA-256 of the random password for the MQTT connection.
     mqtt_password_hash bytea CHECK (length(mqtt_password_hash) = 32),
+    -- Where it finds the broker, if not where the cloud's configuration says.
+    mqtt_url text,
     -- The gateway whose machines this one takes over when it is enrolled.
     replaces uuid REFERENCES gateways,
     created_at timestamptz NOT NULL DEFAULT now(),

@@ -8,6 +8,7 @@ pub mod access;
 pub mod alarms;
 pub mod anomalies;
 pub mod document;
+pub mod enroll;
 pub mod extract;
 pub mod gateways;
 pub mod health;
@@ -48,6 +49,8 @@ pub const BODY_BYTES_MAX: usize = 64 * 1_024;
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Clients of the live stream at a time.
 pub const LIVE_CLIENTS_MAX: usize = 500;
+/// Trends read from the database at a time; others wait, up to their deadline.
+pub const TRENDS_MAX: usize = 4;
 
 /// What the routes stand on.
 #[derive(Clone)]
@@ -59,6 +62,8 @@ struct Inner {
     passwords: Passwords,
     slowdown: Slowdown,
     live_clients: Arc<Semaphore>,
+    /// Trends read at a time: intake needs connections as well.
+    trends: Semaphore,
 }
 
 /// What [`ApiState`] is made of.
@@ -98,6 +103,7 @@ impl ApiState {
             passwords: Passwords::default(),
             slowdown: Slowdown::default(),
             live_clients: Arc::new(Semaphore::new(LIVE_CLIENTS_MAX)),
+            trends: Semaphore::new(TRENDS_MAX),
         }))
     }
 

@@ -22,5 +22,5 @@ pub mod enrolment;
 pub mod api;
 pub mod web;
 
-pub mod cli;
 pub mod serve;
+pub mod cli;

@@ -208,6 +208,8 @@ impl Collector {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp, reason = "what is kept is kept bit by bit")]
+
     use proptest::prelude::*;
 
     use super::*;

@@ -1,1 +1,329 @@
-//! serve
+//! The daemon: everything started in order, watched, and stopped in the order of flow.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use jiff::SignedDuration;
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{broadcast, mpsc},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{self, ApiState},
+    clock,
+    config::Config,
+    enrolment::{Enrolments, Offer},
+    intake::{self, ANSWERS_MAX, Answer, Intake},
+    keys::Keys,
+    live::{
+        CHANGES_MAX, Changes,
+        hub::{Feed, Hub},
+    },
+    metrics::Metrics,
+    store::{Store, migrate::MigrateError, summaries},
+    views::Patience,
+    web::site,
+};
+
+pub mod database;
+pub mod gateways;
+pub mod web;
+
+use database::Database;
+use gateways::Port;
+
+/// Deliveries that wait for intake.
+const DELIVERIES_MAX: usize = 256;
+/// Partitions are made this many days ahead.
+const DAYS_AHEAD: i64 = 3;
+const DAYS_EVERY: Duration = Duration::from_hours(1);
+const DATABASE_AGAIN: Duration = Duration::from_secs(2);
+/// How long a stage may take to stop.
+const DRAIN_MAX: Duration = Duration::from_secs(15);
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If something cannot be started, or a part of it ends by itself.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+    };
+    tokio::pin!(stop);
+
+    let keys = Keys::open(&config.data_dir)?;
+    let tls = https(&config)?;
+    let listener = web::Listener::bind(config.http.listen, tls).await?;
+    let port = Port::open(&config.mqtt, &keys).await?;
+    let database = tokio::select! {
+        () = &mut stop => return Ok(()),
+        database = Database::open(&config) => database?,
+    };
+    let migrated = tokio::select! {
+        () = &mut stop => Ok(()),
+        migrated = migrate(&database.store) => migrated,
+    };
+    let served = match migrated {
+        Ok(()) => Daemon::new(&config, keys, database.store.clone(), port).serve(listener, started, &mut stop).await,
+        Err(error) => Err(error),
+    };
+    let closed = database.close().await;
+    served.and(closed)
+}
+
+fn https(config: &Config) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+    let (Some(certificate), Some(key)) = (&config.http.certificate_file, &config.http.key_file) else {
+        return Ok(None);
+    };
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    web::tls(&read(certificate)?, &read(key)?).context("http.certificate_file").map(Some)
+}
+
+/// Brings the schema up to date, waiting for a database that is still starting.
+async fn migrate(store: &Store) -> anyhow::Result<()> {
+    loop {
+        match store.migrate().await {
+            Ok(_) => break,
+            Err(MigrateError::Store(error)) if error.is_transient() => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the database is away; trying again");
+                tokio::time::sleep(DATABASE_AGAIN).await;
+            }
+            Err(error) => return Err(error).context("the database cannot be used"),
+        }
+    }
+    days_ahead(store).await.context("cannot make the partitions of the next days")
+}
+
+async fn days_ahead(store: &Store) -> Result<(), crate::store::StoreError> {
+    let now = clock::now();
+    let day = |ahead| summaries::day(now.saturating_add(SignedDuration::from_hours(24 * ahead)).unwrap_or(now));
+    store.make_days(&(0..=DAYS_AHEAD).map(day).collect::<BTreeSet<_>>()).await
+}
+
+struct Daemon {
+    keys: Keys,
+    store: Store,
+    port: Port,
+    offer: Offer,
+    settings: intake::Settings,
+    patience: Patience,
+    metrics: Arc<Metrics>,
+    changes: Changes,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Daemon {
+    fn new(config: &Config, keys: Keys, store: Store, port: Port) -> Self {
+        let offer = Offer { url: config.mqtt.gateways_url(), ca_pem: port.authority_pem.clone() };
+        let metrics = Arc::new(Metrics::default());
+        metrics.storing.set(1);
+        Self {
+            keys,
+            store,
+            port,
+            offer,
+            settings: intake::Settings {
+                offline_after: config.alarms.offline_after,
+                late_after: config.alarms.late_after,
+            },
+            patience: Patience { gateway: config.alarms.offline_after, machine: config.alarms.silent_after },
+            metrics,
+            changes: broadcast::channel(CHANGES_MAX).0,
+            stopping: Arc::default(),
+        }
+    }
+
+    async fn serve(
+        self,
+        listener: web::Listener,
+        started: Instant,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> anyhow::Result<()> {
+        let [first, middle, last] = [(); 3].map(|()| CancellationToken::new());
+        let mut tasks: JoinSet<anyhow::Result<&'static str>> = JoinSet::new();
+        let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
+        let (answers, answered) = mpsc::channel(ANSWERS_MAX);
+
+        let gate = Arc::clone(&self.port.gate);
+        let authenticate = gateways::authenticate(self.store.clone(), Arc::clone(&self.metrics));
+        let cancel = first.clone();
+        tasks.spawn(async move {
+            gate.run(authenticate, deliveries, cancel).await;
+            Ok("gate")
+        });
+        let intake = Intake::new(self.intake_parts(answers));
+        let cancel = middle.clone();
+        tasks.spawn(async move {
+            intake.run(delivered, cancel).await;
+            Ok("intake")
+        });
+        let publisher = self.port.broker.publisher();
+        tasks.spawn(async move { send_answers(answered, publisher).await.map(|()| "answers") });
+        let watch = gateways::watch_broker(self.port.broker.clone(), last.clone());
+        tasks.spawn(async move { watch.await.map(|()| "broker") });
+        let cut =
+            gateways::cut_off(self.store.clone(), Arc::clone(&self.port.gate), Arc::clone(&self.metrics), last.clone());
+        tasks.spawn(async move {
+            cut.await;
+            Ok("cut-off")
+        });
+        tasks.spawn(keep_days(self.store.clone(), last.clone()));
+        let feed = Feed::default();
+        let hub = Hub::new(self.store.clone(), feed.clone(), clock::now, self.patience);
+        let (changes, cancel) = (self.changes.subscribe(), last.clone());
+        tasks.spawn(async move {
+            hub.run(changes, cancel).await;
+            Ok("live")
+        });
+        let address = listener.address();
+        let app = self.app(feed);
+        let cancel = last.clone();
+        tasks.spawn(async move { web::serve(listener, app, cancel).await.map(|()| "web") });
+
+        tracing::info!(
+            http = %address, mqtt = ?self.port.gate.addresses(), ms = started.elapsed().as_millis() as u64, "ready"
+        );
+        notify(&[NotifyState::Ready]);
+        let ended = tokio::select! {
+            () = stop => Ok(()),
+            Some(ended) = tasks.join_next() => Err(ended),
+            () = watchdog() => Ok(()),
+        };
+        notify(&[NotifyState::Stopping]);
+        self.stopping.store(true, Ordering::Relaxed);
+        tracing::info!("stopping");
+        // In the order of flow: nothing new comes in, what is here is stored, then the rest.
+        let drained = drain(&mut tasks, [first, middle, last]).await;
+        match ended {
+            Ok(()) => drained,
+            Err(Ok(Ok(part))) => bail!("a part of the daemon ended by itself: {part}"),
+            Err(Ok(Err(error))) => Err(error),
+            Err(Err(error)) => Err(error).context("a part of the daemon ended badly"),
+        }
+    }
+
+    fn intake_parts(&self, answers: mpsc::Sender<Answer>) -> intake::Parts {
+        intake::Parts {
+            store: self.store.clone(),
+            signing: self.keys.signing.clone(),
+            changes: self.changes.clone(),
+            metrics: Arc::clone(&self.metrics),
+            settings: self.settings,
+            answers,
+        }
+    }
+
+    fn app(&self, feed: Feed) -> axum::Router {
+        let enrolments = Enrolments {
+            store: self.store.clone(),
+            signing: self.keys.signing.clone(),
+            offer: self.offer.clone(),
+            changes: self.changes.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (page, storing) = (Arc::clone(&self.metrics), Arc::clone(&self.metrics));
+        let stopping = Arc::clone(&self.stopping);
+        let parts = api::Parts {
+            store: self.store.clone(),
+            clock: clock::now,
+            patience: self.patience,
+            changes: self.changes.clone(),
+            feed,
+            metrics: Box::new(move || page.page()),
+            not_ready: Box::new(move || {
+                if stopping.load(Ordering::Relaxed) {
+                    Some("the daemon is stopping".into())
+                } else {
+                    (storing.storing.get() == 0).then(|| "the database does not take what gateways send".into())
+                }
+            }),
+        };
+        let state = ApiState::new(parts, &self.keys.signing);
+        site(api::router(state, api::enroll::routes(Arc::new(enrolments))))
+    }
+}
+
+/// Hands answers to the broker until intake is gone.
+async fn send_answers(
+    mut answers: mpsc::Receiver<Answer>,
+    publisher: gemba_mqtt::broker::Publisher,
+) -> anyhow::Result<()> {
+    while let Some(answer) = answers.recv().await {
+        publisher.publish(answer.topic, answer.frame).await.context("the embedded broker is dead")?;
+    }
+    Ok(())
+}
+
+async fn keep_days(store: Store, cancel: CancellationToken) -> anyhow::Result<&'static str> {
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return Ok("days"),
+            () = tokio::time::sleep(DAYS_EVERY) => {}
+        }
+        if let Err(error) = days_ahead(&store).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot make the partitions of the next days");
+        }
+    }
+}
+
+/// Cancels one stage after the other, and waits for all.
+async fn drain(
+    tasks: &mut JoinSet<anyhow::Result<&'static str>>,
+    stages: [CancellationToken; 3],
+) -> anyhow::Result<()> {
+    let mut failed = None;
+    for stage in &stages {
+        stage.cancel();
+        let quiet = tokio::time::timeout(Duration::from_millis(500), tasks.join_next());
+        if let Ok(Some(Ok(Err(error)))) = quiet.await {
+            failed = Some(error);
+        }
+    }
+    let rest = async {
+        while let Some(ended) = tasks.join_next().await {
+            match ended {
+                Ok(Ok(part)) => tracing::debug!(part, "stopped"),
+                Ok(Err(error)) => tracing::warn!(error = %error, "a part did not stop well"),
+                Err(error) => tracing::warn!(%error, "a part did not stop well"),
+            }
+        }
+    };
+    if tokio::time::timeout(DRAIN_MAX, rest).await.is_err() {
+        tracing::warn!("not everything stopped in time; gateways will send again what was under way");
+        tasks.shutdown().await;
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Tells systemd that the runtime still turns; the broker's own watch ends the daemon when that is dead.
+async fn watchdog() {
+    let Some(every) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    loop {
+        notify(&[NotifyState::Watchdog]);
+        tokio::time::sleep(every / 3).await;
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "cannot tell systemd");
+    }
+}

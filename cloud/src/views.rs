@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use crate::alarms::{AlarmState, Severity};
 pub use machine::{Connection, Detector, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Sensor};
 
 /// How many sensors of an anomaly its alarm names.
@@ -143,49 +144,6 @@ pub struct AnomalyDetail {
     pub window: Option<Window>,
 }
 
-/// ISA-18.2; `normal` is the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AlarmState {
-    Unacknowledged,
-    Acknowledged,
-    ReturnedUnacknowledged,
-    Normal,
-}
-
-impl AlarmState {
-    /// As the database spells it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unacknowledged => "unacknowledged",
-            Self::Acknowledged => "acknowledged",
-            Self::ReturnedUnacknowledged => "returned_unacknowledged",
-            Self::Normal => "normal",
-        }
-    }
-
-    /// The state after an acknowledgement: the same when it was acknowledged before, `None` when there is nothing
-    /// to acknowledge any more.
-    #[must_use]
-    pub const fn acknowledged(self) -> Option<Self> {
-        match self {
-            Self::Unacknowledged | Self::Acknowledged => Some(Self::Acknowledged),
-            Self::ReturnedUnacknowledged => Some(Self::Normal),
-            Self::Normal => None,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    Low,
-    Medium,
-    High,
-    Critical,
-}
-
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Alarm {
     pub id: Uuid,
@@ -255,20 +213,6 @@ mod tests {
         let named = named_shares(&[0.2, 0.7, 0.1, 0.0, f32::NAN], &names);
         let names: Vec<_> = named.iter().map(|share| share.sensor.as_str()).collect();
         assert_eq!(names, ["b", "a", "#2"]);
-    }
-
-    #[test]
-    fn acknowledgement() {
-        use AlarmState as S;
-        for (state, expected) in [
-            (S::Unacknowledged, Some(S::Acknowledged)),
-            (S::Acknowledged, Some(S::Acknowledged)),
-            (S::ReturnedUnacknowledged, Some(S::Normal)),
-            (S::Normal, None),
-        ] {
-            assert_eq!(state.acknowledged(), expected);
-            assert_eq!(word("state", state.as_str()), Ok(state));
-        }
     }
 
     #[test]

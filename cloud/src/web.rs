@@ -77,9 +77,8 @@ fn answer(path: &str, headers: &HeaderMap, get: impl Fn(&str) -> Option<Embedded
 }
 
 fn send(path: &str, file: &EmbeddedFile, headers: &HeaderMap) -> Response {
-    let tag: String =
-        file.metadata.sha256_hash()[..16].iter().fold(String::from("\""), |tag, byte| format!("{tag}{byte:02x}"))
-            + "\"";
+    let hash = file.metadata.sha256_hash();
+    let tag = format!("\"{:032x}\"", hash[..16].iter().fold(0_u128, |tag, byte| tag << 8 | u128::from(*byte)));
     let caching = if path.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
     let known = headers.get(header::IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());
     // Compression on the way makes a tag a weak one.

@@ -159,6 +159,11 @@ impl Journal {
     /// Numbers new blocks above this one.
     pub fn number_after(&mut self, block: u64) {
         self.next = self.next.max(block + 1);
+        if let Some(span) = self.generations.newest().and_then(|(newest, _)| self.spans.get_mut(&newest))
+            && span.0 == span.1
+        {
+            *span = (self.next, self.next);
+        }
     }
 
     /// How often it was synced.

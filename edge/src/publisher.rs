@@ -65,8 +65,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// Why publishing ended.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    #[error("{address}: {source}")]
-    Connect { address: String, source: io::Error },
+    #[error("{address}: {error}")]
+    Connect { address: String, error: io::Error },
     #[error("{address}: the broker refuses the connection: {reason}")]
     Refused { address: String, reason: &'static str },
     #[error("stopped")]
@@ -329,9 +329,9 @@ impl Publisher {
                 Err(ConnectFailed::Refused(reason)) => {
                     return Err(PublishError::Refused { address: self.target.to_string(), reason });
                 }
-                Err(ConnectFailed::Io(source)) => {
+                Err(ConnectFailed::Io(error)) => {
                     if until.is_some_and(|until| Instant::now() >= until) {
-                        return Err(PublishError::Connect { address: self.target.to_string(), source });
+                        return Err(PublishError::Connect { address: self.target.to_string(), error });
                     }
                 }
             }

@@ -47,8 +47,8 @@ pub struct RecordingArgs {
 /// Why a recording cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
-    #[error("{}: {source}", path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
     #[error("{}:1: {message}", path.display())]
     Header { path: PathBuf, message: String },
     #[error("{}: {message}", path.display())]
@@ -116,7 +116,7 @@ impl Recording {
     /// If the file cannot be read, or its header makes no sense.
     pub fn open(path: &Path, args: &RecordingArgs) -> Result<Self, RecordingError> {
         let refused = |message| RecordingError::Header { path: path.into(), message };
-        let broken = |source| RecordingError::Read { path: path.into(), source };
+        let broken = |error| RecordingError::Read { path: path.into(), error };
         let mut file = BufReader::new(File::open(path).map_err(broken)?);
         let header = read_header(&mut file).map_err(broken)?.map_err(refused)?;
         let line_offset = u64::from(header.ends_with('\r'));
@@ -192,8 +192,8 @@ impl Recording {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
                 Err(error) => {
-                    let source = io::Error::from(error);
-                    return Err(RecordingError::Read { path: self.path.clone(), source });
+                    let error = io::Error::from(error);
+                    return Err(RecordingError::Read { path: self.path.clone(), error });
                 }
             }
             let line = self.record.position().map_or(0, csv::Position::line) + self.line_offset;

@@ -1,7 +1,8 @@
 //! A machine's readings, cut into steps (for the detector) and intervals (for summaries) by event time.
 //!
 //! - The *watermark* is the machine's largest event time, plus the time since it arrived, minus the lateness: it moves with the
-//!   readings at any replay speed, and on when the machine falls silent. What lies below it is closed, in order.
+//!   readings at any replay speed, and on when the machine falls silent. What lies below it is closed, in order. Whether a reading is
+//!   in time does not depend on when that is done, as long as the readings flow: a replay gives the same.
 //! - A step's value of a sensor is the mean of its readings in the step; without any, its last value, for as long as a
 //!   value may be held; then NaN.
 //! - A reading of a step that is closed still counts in its interval; a reading of an interval that is closed is *late*: counted and
@@ -10,7 +11,7 @@
 //!   [`RECENT`] of its sensor; readings that carry no time of their own are never duplicates.
 //! - While a machine has no value at all, no steps and intervals are made.
 //! - Energy is the trapezoid over consecutive readings of the power sensor; no energy is invented over a gap that is
-//!   longer than a value may be held.
+//!   longer than a value may be held. What falls in an interval that is closed goes to the first open one.
 //!
 //! No I/O and no clock. The state can be written out and taken up again at any point ([`serde`]).
 
@@ -201,9 +202,12 @@ impl Window {
             self.next_step = Some(at.floor(self.periods.step_us));
             self.next_interval = at.floor(self.periods.interval_us);
         }
-        if at < self.next_interval {
+        let horizon = self.latest.plus_us(-self.periods.lateness_us);
+        let is_over = |period_us: i64| at.floor(period_us).plus_us(period_us) <= horizon;
+        if at < self.next_interval || is_over(self.periods.interval_us) {
             return Taken::Late;
         }
+        let in_open_step = self.next_step.is_some_and(|next| at >= next) && !is_over(self.periods.step_us);
         if ix >= self.sensors.len() {
             self.sensors.resize_with(ix + 1, Sensor::default);
         }
@@ -215,7 +219,7 @@ impl Window {
             self.latest_mono_us = Some(mono_us);
         }
         self.count_in_interval(ix, at, value);
-        if self.next_step.is_some_and(|next| at >= next) {
+        if in_open_step {
             self.count_in_step(ix, at, value);
         }
         if let Some((power, watts)) = self.power

@@ -27,7 +27,7 @@ use crate::live::hub;
 pub const TOKEN_WITHIN: Duration = Duration::from_secs(5);
 pub const PING_EVERY: Duration = Duration::from_secs(20);
 /// A client that said nothing for so long, not even a pong, is gone.
-pub const GONE_AFTER: Duration = Duration::from_secs(60);
+pub const GONE_AFTER: Duration = Duration::from_mins(1);
 /// How long a client may take to read one message.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 const MESSAGE_BYTES_MAX: usize = 8 * 1_024;

@@ -20,6 +20,7 @@ use crate::{
 const DISPLAY_NAME_CHARS_MAX: usize = 100;
 
 /// What is left out stays as it is.
+#[allow(clippy::option_option, reason = "`null` and absence are two things")]
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LabelsBody {

@@ -184,7 +184,7 @@ impl From<StoreError> for ApiError {
     }
 }
 
-/// Class 22 of PostgreSQL: a value that a client sent and no check before the database caught.
+/// The database's error class 22: a value that a client sent and no check before the database caught.
 fn is_bad_value(error: &StoreError) -> bool {
     matches!(error, StoreError::Database(error) if error.code().is_some_and(|code| code.code().starts_with("22")))
 }

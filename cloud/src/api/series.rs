@@ -44,6 +44,7 @@ pub async fn read(
     let (from, to) = range(from, to, machine.machine.last_reading_at.unwrap_or(now));
     let points = Plan::points_for(points.unwrap_or(POINTS_DEFAULT), sensors.len());
     let plan = Plan::new(from, to, points, machine.interval_ms)?;
+    let _turn = state.0.trends.acquire().await.map_err(|_| ApiError::internal())?;
     Ok(Json(store::series::read(state.store(), id, sensors, plan).await?))
 }
 

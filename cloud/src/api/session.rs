@@ -52,7 +52,7 @@ impl From<User> for Me {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Token {
+pub struct LoggedIn {
     /// For `Authorization: Bearer`.
     token: String,
     expires_at: Timestamp,
@@ -61,7 +61,7 @@ pub struct Token {
     must_change_password: bool,
 }
 
-impl Token {
+impl LoggedIn {
     fn new((token, session): (String, Session), user: User) -> Self {
         let must_change_password = user.must_change_password;
         Self { token, expires_at: session.expires_at, user: user.into(), must_change_password }
@@ -98,12 +98,12 @@ fn peer(extensions: &Extensions) -> IpAddr {
 ///
 /// Attempts are slowed for each name and address: 429 says how long to wait.
 #[utoipa::path(post, path = "/login", tag = "session", request_body = Login, responses(
-    (status = 200, body = Token), (status = 401, description = "`bad_credentials`"), (status = 429, description = "`too_many_attempts`")), security(()))]
+    (status = 200, body = LoggedIn), (status = 401, description = "`bad_credentials`"), (status = 429, description = "`too_many_attempts`")), security(()))]
 pub async fn login(
     State(state): State<ApiState>,
     Peer(address): Peer,
     Body(login): Body<Login>,
-) -> Result<Json<Token>, ApiError> {
+) -> Result<Json<LoggedIn>, ApiError> {
     let bad = || ApiError::new(StatusCode::UNAUTHORIZED, "bad_credentials", "name or password is wrong");
     if login.name.chars().count() > NAME_CHARS_MAX || login.password.len() > BYTES_MAX || login.name.contains('\0') {
         return Err(bad());
@@ -119,16 +119,16 @@ pub async fn login(
     };
     state.slowdown().succeeded(&login.name, address);
     let token = state.tokens().issue(user.id, state.now())?;
-    Ok(Json(Token::new(token, user)))
+    Ok(Json(LoggedIn::new(token, user)))
 }
 
 /// A fresh token for the same session.
 ///
 /// Not later than 12 hours after the login.
-#[utoipa::path(post, path = "/token", tag = "session", responses((status = 200, body = Token)))]
-pub async fn renew(State(state): State<ApiState>, caller: Caller) -> Result<Json<Token>, ApiError> {
+#[utoipa::path(post, path = "/token", tag = "session", responses((status = 200, body = LoggedIn)))]
+pub async fn renew(State(state): State<ApiState>, caller: Caller) -> Result<Json<LoggedIn>, ApiError> {
     let token = state.tokens().renew(&caller.session, state.now())?;
-    Ok(Json(Token::new(token, caller.user)))
+    Ok(Json(LoggedIn::new(token, caller.user)))
 }
 
 /// Change one's own password.

@@ -238,10 +238,6 @@ impl Hub {
 
     /// Finds machines whose word changed by the passing of time.
     async fn sweep(&mut self) -> Result<(), StoreError> {
-        if self.feed.clients() == 0 {
-            self.states.clear();
-            return Ok(());
-        }
         let found = store::machines::states(&self.store, (self.clock)(), self.patience).await?;
         let changed = found.iter().filter(|(id, state)| self.states.get(id).is_some_and(|known| known != state));
         self.pending.machines.extend(changed.map(|(id, _)| *id));

@@ -47,10 +47,22 @@ pub struct NewToken {
     pub valid_for: SignedDuration,
 }
 
+/// A gateway to be added.
+#[derive(Debug, Clone, Copy)]
+pub struct NewGateway<'a> {
+    pub name: &'a str,
+    pub site: &'a str,
+    /// Where it finds the broker, if not where all do.
+    pub mqtt_url: Option<&'a str>,
+    /// The one whose machines (and site) it takes over when it is enrolled.
+    pub replaces: Option<Uuid>,
+}
+
 /// A gateway that has just been enrolled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrolled {
     pub gateway: Uuid,
+    pub mqtt_url: Option<String>,
     /// The one whose machines it took over.
     pub replaced: Option<Uuid>,
 }
@@ -81,17 +93,12 @@ impl Store {
         Ok(rows.iter().map(read).collect())
     }
 
-    /// Adds a gateway that a token will enrol. With `replaces`, it takes over that one's machines (and site) then.
+    /// Adds a gateway that a token will enrol.
     ///
     /// # Errors
     /// If the name is taken, the site is unknown, or the database cannot be reached.
-    pub async fn add_gateway(
-        &self,
-        name: &str,
-        site: &str,
-        replaces: Option<Uuid>,
-        token: NewToken,
-    ) -> Result<Uuid, ChangeError> {
+    pub async fn add_gateway(&self, new: NewGateway<'_>, token: NewToken) -> Result<Uuid, ChangeError> {
+        let NewGateway { name, site, mqtt_url, replaces } = new;
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         let site_id: Option<Uuid> = match replaces {
@@ -103,9 +110,9 @@ impl Store {
         let id = Uuid::now_v7();
         let added = transaction
             .execute(
-                "INSERT INTO gateways (id, site_id, name, state, replaces) VALUES ($1, $2, $3, 'pending', $4)
+                "INSERT INTO gateways (id, site_id, name, state, mqtt_url, replaces) VALUES ($1, $2, $3, 'pending', $4, $5)
                  ON CONFLICT (site_id, name) DO NOTHING",
-                &[&id, &site_id, &name, &replaces],
+                &[&id, &site_id, &name, &mqtt_url, &replaces],
             )
             .await?;
         if added == 0 {
@@ -186,7 +193,7 @@ impl Store {
             .query_opt(
                 "UPDATE gateways SET state = 'enrolled', public_key = $2, mqtt_password_hash = $3, enrolled_at = $4
                  WHERE id = $1 AND state <> 'revoked'
-                 RETURNING replaces",
+                 RETURNING replaces, mqtt_url",
                 &[&gateway, &public_key.as_slice(), &password_sha256.as_slice(), &now],
             )
             .await?;
@@ -205,7 +212,7 @@ impl Store {
             revoke(&transaction, old, now).await?;
         }
         transaction.commit().await?;
-        Ok(Some(Enrolled { gateway, replaced }))
+        Ok(Some(Enrolled { gateway, mqtt_url: row.get(1), replaced }))
     }
 }
 

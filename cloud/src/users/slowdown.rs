@@ -19,9 +19,9 @@ pub const NAME_FREE: u32 = 5;
 /// Failures from an address that cost nothing (a factory may share one).
 pub const ADDRESS_FREE: u32 = 20;
 pub const NAME_WAIT_MAX: Duration = Duration::from_secs(30);
-pub const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(120);
+pub const ADDRESS_WAIT_MAX: Duration = Duration::from_mins(2);
 /// Failures are forgotten after so long without another.
-pub const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
+pub const FORGET_AFTER: Duration = Duration::from_mins(15);
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {

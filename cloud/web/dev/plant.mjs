@@ -4,11 +4,11 @@
 const SENSORS = [
   { name: "motor_current", unit: "A", base: 12.4, swing: 0.8, noise: 0.25 },
   { name: "pressure", unit: "bar", base: 4.2, swing: 0.15, noise: 0.05 },
-  { name: "flow", unit: "l/min", base: 128, swing: 6, noise: 1.8 },
-  { name: "acceleration_de", unit: "g", base: 0.42, swing: 0.03, noise: 0.05 },
-  { name: "acceleration_nde", unit: "g", base: 0.31, swing: 0.02, noise: 0.04 },
-  { name: "temperature_motor", unit: "°C", base: 61, swing: 3, noise: 0.2 },
-  { name: "temperature_fluid", unit: "°C", base: 24.5, swing: 1.2, noise: 0.1 },
+  { name: "flow", unit: "L/min", base: 128, swing: 6, noise: 1.8 },
+  { name: "acceleration_de", unit: "[g]", base: 0.42, swing: 0.03, noise: 0.05 },
+  { name: "acceleration_nde", unit: "[g]", base: 0.31, swing: 0.02, noise: 0.04 },
+  { name: "temperature_motor", unit: "Cel", base: 61, swing: 3, noise: 0.2 },
+  { name: "temperature_fluid", unit: "Cel", base: 24.5, swing: 1.2, noise: 0.1 },
   { name: "power", unit: "kW", base: 5.6, swing: 0.4, noise: 0.12 },
 ];
 export const STEP_MS = 1_000;
@@ -33,6 +33,9 @@ const CAST = [
   ["chiller-2", null, "utilities", { offline: true }],
   ["test-rig", null, "hall-b", { ignored: true }],
 ];
+
+// For a look at a large plant: MACHINES=250.
+for (let n = CAST.length; n < Number(process.env.MACHINES ?? 0); n++) CAST.push([`cell-${n}`, null, n % 2 ? "hall-a" : "hall-b", {}]);
 
 const id = (kind, n) => `0193f000-0000-7000-${kind}000-${String(n).padStart(12, "0")}`;
 
@@ -109,6 +112,14 @@ export function anomaliesOf(machine, from, to, now, started) {
     });
   }
   return found;
+}
+
+/** A minute and a half of raw values around an anomaly's start. */
+export function windowAround(anomaly, started) {
+  const machine = machines.find((m) => m.id === anomaly.machine_id);
+  const first = Math.floor((Date.parse(anomaly.opened_at) - 60_000) / STEP_MS) * STEP_MS;
+  const values = Array.from({ length: 90 }, (_, step) => machine.sensors.map((s) => valueAt(machine, s, first + step * STEP_MS, started)));
+  return { step_ms: STEP_MS, first: iso(first), sensors: machine.sensors.map((s) => s.name), values };
 }
 
 export const iso = (t) => new Date(t).toISOString();

@@ -112,6 +112,7 @@ function anomalies(query, now) {
   const to = Date.parse(query.get("to") ?? "") || now;
   const machine = query.get("machine");
   return plant.machines.filter((m) => !machine || m.id === machine).flatMap((m) => plant.anomaliesOf(m, from, to, now, STARTED))
+    .filter((a) => query.get("open") !== "true" || a.closed_at === null)
     .sort((a, b) => b.opened_at.localeCompare(a.opened_at));
 }
 
@@ -188,6 +189,10 @@ function answer(method, path, query, body, user) {
     case "GET machines/*": return detailOf(find(at[1]), now);
     case "GET machines/*/series": return seriesOf(find(at[1]), query, now);
     case "GET anomalies": return page(anomalies(query, now));
+    case "GET anomalies/*": {
+      const found = anomalies(new URLSearchParams({ from: plant.iso(now - 7 * 86_400_000) }), now).find((a) => a.id === at[1]) ?? fail404();
+      return { ...found, window: plant.windowAround(found, STARTED) };
+    }
     case "GET alarms": {
       const state = query.get("state") ?? "open";
       const fits = (a) => state === "all" || (state === "open" ? a.state !== "normal" : a.state === state);

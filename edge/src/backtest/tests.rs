@@ -1,3 +1,5 @@
+//! Backtests of made-up and real recordings, from the command line on.
+
 use std::fmt::Write as _;
 
 use clap::Parser;

@@ -43,8 +43,8 @@ const OUTPUTS: [&str; 2] = ["score", "contribution"];
 /// Why a model was refused, or could not judge.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    #[error("{}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    Read { path: PathBuf, error: std::io::Error },
     #[error("{}: has more than {limit} bytes", path.display())]
     TooLarge { path: PathBuf, limit: u64 },
     #[error("{}: {message}", path.display())]
@@ -333,7 +333,7 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
         fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().map_err(|source| ModelError::Read { path: path.into(), source })?;
+    let bytes = read().map_err(|error| ModelError::Read { path: path.into(), error })?;
     if bytes.len() as u64 > limit {
         return Err(ModelError::TooLarge { path: path.into(), limit });
     }

@@ -1,1 +1,234 @@
+use std::collections::BTreeMap;
 
+use gemba_shared::telemetry::SensorFaultKind;
+
+use super::{state::CoreState, *};
+
+const SECOND: i64 = 1_000_000;
+
+/// Sine-like, never quite the same, reproducible.
+fn value(second: i64, sensor: usize) -> f32 {
+    let noise = (second.wrapping_mul(2_654_435_761).wrapping_add(sensor as i64 * 97) % 1_000) as f32 / 1_000.0;
+    10.0 * (sensor + 1) as f32 + (second as f32 * 0.3 + sensor as f32).sin() + noise
+}
+
+fn step(second: i64, values: Vec<f32>) -> Step {
+    let measured = values.iter().map(|value| !value.is_nan()).collect();
+    Step { start: Timestamp(second * SECOND), values, measured }
+}
+
+fn usual(second: i64) -> Vec<f32> {
+    (0..4).map(|sensor| value(second, sensor)).collect()
+}
+
+struct Run {
+    detector: Detector,
+    second: i64,
+    events: Vec<(i64, EventKind)>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let settings = DetectSettings { calibration_steps: 300, model: None };
+        Self { detector: Detector::new(settings, SECOND), second: 0, events: Vec::new() }
+    }
+
+    fn calibrated() -> Self {
+        let mut run = Self::new();
+        run.go(300, |_, _| {});
+        assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Watching);
+        run
+    }
+
+    fn go(&mut self, seconds: i64, change: impl Fn(i64, &mut Vec<f32>)) -> &mut Self {
+        for _ in 0..seconds {
+            let mut values = usual(self.second);
+            change(self.second, &mut values);
+            let mut events = Vec::new();
+            self.detector.step(&step(self.second, values), Mode::Running, &mut events);
+            self.events.extend(events.into_iter().map(|event| (self.second, event)));
+            self.second += 1;
+        }
+        self
+    }
+}
+
+#[test]
+fn it_calibrates_then_stays_quiet_on_what_is_usual() {
+    let mut run = Run::new();
+    run.go(150, |_, _| {});
+    let verdict = run.detector.verdict(Mode::Running);
+    assert_eq!((verdict.detector, verdict.score), (DetectorState::Calibrating { percent: 50 }, None));
+    run.go(2_000, |_, _| {});
+    assert_eq!(run.events, []);
+    let verdict = run.detector.verdict(Mode::Running);
+    assert_eq!(verdict.detector, DetectorState::Watching);
+    assert!(verdict.score.unwrap() < 1.0 && verdict.health_percent.unwrap() > 80.0, "{verdict:?}");
+}
+
+#[test]
+fn a_sensor_that_goes_off_opens_one_anomaly_that_names_it_and_closes_after() {
+    let mut run = Run::calibrated();
+    run.go(100, |_, _| {}).go(100, |_, values| values[2] += 8.0).go(100, |_, _| {});
+    let kinds: Vec<_> = run.events.iter().map(|(second, event)| (*second, event)).collect();
+    let (opened_second, EventKind::AnomalyOpened(opened)) = kinds[0] else { panic!("{kinds:?}") };
+    assert!((400..420).contains(&opened_second), "{opened_second}");
+    assert!(opened.score > 1.0 && opened.shares[2] > 0.9, "{opened:?}");
+    assert!((opened.shares.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    let window = opened.window.as_ref().unwrap();
+    assert_eq!((window.sensors[0], window.sensors.len(), window.values.len()), (2, 4, 60 * 4));
+    let (closed_second, EventKind::AnomalyClosed(closed)) = kinds.last().unwrap() else { panic!("{kinds:?}") };
+    assert!((525..550).contains(closed_second), "{closed_second}");
+    assert_eq!(closed.opened, opened.opened);
+    assert!(kinds[1..kinds.len() - 1].iter().all(|(_, event)| matches!(event, EventKind::AnomalyUpdated(_))));
+    assert!(kinds.len() <= 5, "{}", kinds.len());
+}
+
+#[test]
+fn it_does_not_learn_an_anomaly() {
+    let mut run = Run::calibrated();
+    run.go(20_000, |_, values| values[1] -= 6.0);
+    assert!(run.detector.core.alarm.is_open());
+}
+
+#[test]
+fn sensors_that_freeze_or_vanish_are_told_apart() {
+    let mut run = Run::calibrated();
+    run.go(200, |_, values| {
+        values[0] = 10.5;
+        values[3] = f32::NAN;
+    });
+    run.go(1, |_, _| {});
+    let faults: Vec<_> = run
+        .events
+        .iter()
+        .filter_map(|(second, event)| match event {
+            EventKind::SensorFault(fault) => Some((*second, fault.sensor, fault.kind, fault.active)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        faults,
+        [
+            (300, 3, SensorFaultKind::Missing, true),
+            (365, 0, SensorFaultKind::Frozen, true),
+            (500, 0, SensorFaultKind::Frozen, false),
+            (500, 3, SensorFaultKind::Missing, false),
+        ]
+    );
+}
+
+#[test]
+fn a_constant_sensor_is_left_out_and_half_of_them_missing_blinds() {
+    let mut run = Run::new();
+    run.go(400, |_, values| values[1] = 5.0);
+    run.go(60, |_, values| values[1] = 6.0);
+    assert_eq!(run.events, []);
+    run.go(5, |_, values| {
+        values[0] = f32::NAN;
+        values[2] = f32::NAN;
+    });
+    let verdict = run.detector.verdict(Mode::Running);
+    assert_eq!((verdict.detector, verdict.health_percent), (DetectorState::Blind, None));
+}
+
+#[test]
+fn a_machine_that_is_off_is_not_judged() {
+    let mut run = Run::calibrated();
+    for second in 300..400 {
+        run.detector.step(&step(second, vec![0.0; 4]), Mode::Off, &mut Vec::new());
+    }
+    assert_eq!(run.detector.present(Mode::Off).score, None);
+    run.second = 400;
+    run.go(100, |_, _| {});
+    assert_eq!(run.events, []);
+}
+
+#[test]
+fn new_normal_closes_the_anomaly_and_calibrates() {
+    let mut run = Run::calibrated();
+    run.go(30, |_, values| values[2] += 8.0);
+    let mut events = Vec::new();
+    run.detector.recalibrate(Timestamp(330 * SECOND), &mut events);
+    assert!(matches!(events[..], [EventKind::AnomalyClosed(_)]));
+    run.events.clear();
+    run.go(600, |_, values| values[2] += 8.0);
+    assert_eq!(run.events, []);
+}
+
+#[test]
+fn a_detector_goes_on_as_it_was_saved() {
+    let mut saved: BTreeMap<u16, Vec<u8>> = BTreeMap::new();
+    let mut run = Run::new();
+    let mut again = Run::new();
+    for round in 0..60 {
+        let fault = move |_: i64, values: &mut Vec<f32>| values[2] += if (30..36).contains(&round) { 8.0 } else { 0.0 };
+        run.go(13, fault);
+        again.go(13, fault);
+        let mut parts = Vec::new();
+        let core = again.detector.save(&mut parts);
+        saved.extend(parts);
+        let core: CoreState = postcard::from_bytes(&postcard::to_stdvec(&core).unwrap()).unwrap();
+        let settings = again.detector.settings.clone();
+        again.detector = Detector::restore(settings, SECOND, core, &saved);
+    }
+    let bare = |run: &Run| -> Vec<_> {
+        let without_window = |(second, event): &(i64, EventKind)| {
+            let mut event = event.clone();
+            if let EventKind::AnomalyOpened(a) | EventKind::AnomalyUpdated(a) | EventKind::AnomalyClosed(a) = &mut event
+            {
+                a.window = None;
+            }
+            (*second, event)
+        };
+        run.events.iter().map(without_window).collect()
+    };
+    assert!(run.events.len() >= 2, "{:?}", run.events);
+    assert_eq!(bare(&run), bare(&again));
+    assert_eq!(run.detector.verdict(Mode::Running), again.detector.verdict(Mode::Running));
+}
+
+fn model() -> Arc<Model> {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/kernel-regression");
+    Arc::new(Model::load(&dir).unwrap())
+}
+
+#[test]
+fn a_model_judges_after_calibration_and_goes_on_after_a_restart() {
+    let settings = DetectSettings { calibration_steps: 300, model: Some(model()) };
+    let mut run = Run::new();
+    run.detector = Detector::new(settings.clone(), SECOND);
+    run.go(500, |_, values| values[1] = 5.0);
+    assert_eq!((&run.events[..], run.detector.model_failures()), (&[][..], 0));
+
+    let mut parts = Vec::new();
+    let core = run.detector.save(&mut parts);
+    let parts: BTreeMap<u16, Vec<u8>> = parts.into_iter().collect();
+    run.detector = Detector::restore(settings, SECOND, core.clone(), &parts);
+    run.go(30, |_, values| values[2] += 8.0);
+    let (_, EventKind::AnomalyOpened(anomaly)) = &run.events[0] else { panic!("{:?}", run.events) };
+    assert_eq!((anomaly.model.clone(), anomaly.shares.len()), (model().to_string(), 4));
+    assert!(anomaly.shares[2] > 0.5 && anomaly.shares[1] == 0.0, "{anomaly:?}");
+
+    // Without its file the baseline judges, by what it learnt beside it.
+    let without = DetectSettings { calibration_steps: 300, model: None };
+    let mut without = Detector::restore(without, SECOND, core, &parts);
+    without.step(&step(run.second, usual(run.second)), Mode::Running, &mut Vec::new());
+    assert_eq!(without.judge_name(), BASELINE);
+    assert_eq!(without.present(Mode::Running).detector, DetectorState::Watching);
+}
+
+#[test]
+fn a_model_that_fails_leaves_the_judging_to_the_baseline() {
+    let mut run = Run::new();
+    run.detector = Detector::new(DetectSettings { calibration_steps: 300, model: Some(model()) }, SECOND);
+    run.go(300, |_, _| {});
+    // A value beyond what single precision holds makes the graph's answer infinite.
+    run.go(30, |_, values| values[2] = 1e38);
+    assert!(run.detector.model_failures() > 0);
+    assert!(
+        matches!(&run.events[0].1, EventKind::AnomalyOpened(anomaly) if anomaly.model == BASELINE),
+        "{:?}",
+        run.events
+    );
+}

@@ -158,3 +158,53 @@ fn damage_to_the_newest_generation_is_seen() {
     }
     assert!(seen >= 8, "{seen}");
 }
+
+/// A file system of its own that can be full; `None` where it may not be mounted.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .arg(dir.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        mount.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("skipped: no file system may be mounted here");
+        return;
+    };
+    let ballast = disk.0.path().join("ballast");
+    fs::write(&ballast, vec![0; 3 << 20]).unwrap();
+    let dir = disk.0.path().join("store");
+    let mut store = begun(&dir);
+    let mut stored = 0;
+    let full = loop {
+        match store.append(&rows(stored..stored + 20), b"") {
+            Ok(()) => stored += 20,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, StoreError::DiskFull(_)), "{full}");
+    assert!(stored > 100 && store.append(&rows(stored..stored + 20), b"").is_err());
+    fs::remove_file(&ballast).unwrap();
+    store.append(&rows(stored..stored + 20), b"again").unwrap();
+    assert_eq!(all(&mut store, 1), intact(rows(0..stored + 20)));
+    drop(store);
+    let (mut store, damage) = Generations::open(&dir, small()).unwrap();
+    assert!(damage.is_none());
+    assert_eq!(all(&mut store, 1), intact(rows(0..stored + 20)));
+}

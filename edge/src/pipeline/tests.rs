@@ -1,1 +1,313 @@
+use std::{collections::HashSet, fs, path::PathBuf};
 
+use gemba_shared::{
+    ids::SensorId,
+    message::Lane,
+    telemetry::{Clock, DetectorState, Event, Summary},
+};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    generations::GenerationSettings,
+    outbox::OutboxSettings,
+    reading::{MachineIx, SensorIx},
+};
+
+const MACHINES: u64 = 3;
+const SENSORS: u64 = 3;
+
+/// One life of a gateway's core, on directories of its own.
+struct Life {
+    dir: TempDir,
+    pipeline: Pipeline,
+}
+
+fn now(tenths: i64) -> Now {
+    Now {
+        wall: Timestamp::from_millis(1_800_000_000_000 + tenths * 100),
+        mono_us: tenths * 100_000,
+        clock: Clock::Trusted,
+    }
+}
+
+fn settings() -> PipelineSettings {
+    let generations = GenerationSettings { generation_bytes: 1 << 20, cache_bytes: 1 << 20 };
+    let machine = MachineSettings {
+        calibration_steps: Some(60),
+        power: Some(SensorId::new("s1").unwrap()),
+        ..MachineSettings::default()
+    };
+    PipelineSettings {
+        journal: JournalSettings { generations, budget_bytes: 64 << 20 },
+        defaults: Arc::new(machine),
+        machines: HashMap::new(),
+    }
+}
+
+fn open(dir: TempDir, now: Now) -> Life {
+    let generations = GenerationSettings { generation_bytes: 1 << 20, cache_bytes: 1 << 20 };
+    let outbox = OutboxSettings { generations, ..OutboxSettings::default() };
+    let (outbox, opened) = Outbox::open(&dir.path().join("outbox"), outbox).unwrap();
+    assert_eq!(opened.quarantined, Vec::<PathBuf>::new());
+    let outbox = Arc::new(Mutex::new(outbox));
+    let registry = Registry::new(100, 100);
+    let journal = dir.path().join("journal");
+    let pipeline = Pipeline::open(settings(), &journal, outbox, opened.states, registry, now).unwrap();
+    Life { dir, pipeline }
+}
+
+fn copy_into(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (from, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).unwrap();
+        if from.is_dir() {
+            copy_into(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
+
+impl Life {
+    fn ingest(&mut self, readings: &[(u64, u64, i64, f64)], at: i64) {
+        let registry = self.pipeline.registry();
+        let reading = |(machine, sensor, tenths, value): &(u64, u64, i64, f64)| {
+            let machine = registry.machine(&MachineId::new(&format!("m{machine}")).unwrap()).unwrap();
+            let sensor = registry.sensor(machine, &SensorId::new(&format!("s{sensor}")).unwrap()).unwrap();
+            // Off the moment of arrival: the time is the source's.
+            Reading { machine, sensor, at: now(*tenths).wall.plus_us(-1), value: *value }
+        };
+        let readings: Vec<Reading> = readings.iter().map(reading).collect();
+        self.pipeline.ingest(&readings, &mut Vec::new(), now(at)).unwrap();
+    }
+
+    /// A kill: the files as they are now, taken up by a new process. `journal`: as it was at an earlier moment.
+    fn kill(self, at: i64, journal: Option<&Path>) -> Self {
+        let dir = TempDir::new().unwrap();
+        copy_into(&self.dir.path().join("outbox"), &dir.path().join("outbox"));
+        let earlier = self.dir.path().join("journal");
+        copy_into(journal.unwrap_or(&earlier), &dir.path().join("journal"));
+        open(dir, now(at))
+    }
+
+    /// All records so far, without the raw windows of events: a restart shortens them, and says so.
+    fn records(&self) -> Vec<Record> {
+        let mut outbox = self.pipeline.outbox.lock().unwrap();
+        let mut all = Vec::new();
+        for lane in Lane::ALL {
+            let mut from = 1;
+            loop {
+                let records = outbox.read(lane, from, 1_000, usize::MAX).unwrap();
+                if records.is_empty() {
+                    break;
+                }
+                from += records.len() as u64;
+                all.extend(records);
+            }
+        }
+        for record in &mut all {
+            if let Record::Event(Event {
+                kind: EventKind::AnomalyOpened(a) | EventKind::AnomalyUpdated(a) | EventKind::AnomalyClosed(a),
+                ..
+            }) = record
+            {
+                a.window = None;
+            }
+        }
+        all
+    }
+}
+
+fn summaries(records: &[Record]) -> Vec<&Summary> {
+    let mut summaries = Vec::new();
+    for record in records {
+        if let Record::Summary(summary) = record {
+            summaries.push(summary);
+        }
+    }
+    summaries
+}
+
+/// Machines are told of in any order; each by itself in its own.
+fn by_machine(mut records: Vec<Record>) -> Vec<Record> {
+    records.sort_by_key(|record| match record {
+        Record::Catalog(catalog) => catalog.machine.clone(),
+        Record::Summary(summary) => summary.machine.clone(),
+        Record::Event(event) => event.machine.clone(),
+        Record::Gap(gap) => panic!("{gap:?}"),
+    });
+    records
+}
+
+fn readings_counted(records: &[Record]) -> u64 {
+    let sensors = summaries(records).into_iter().flat_map(|summary| summary.sensors.iter().flatten());
+    sensors.map(|sensor| u64::from(sensor.count)).sum()
+}
+
+/// A small generator, so that a failure is found again by its seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
+    }
+}
+
+/// Half a second of readings that arrive together at `at`. The last of each machine is of now, so that its time does not depend on
+/// when it was restarted; some are out of order, some are late.
+fn batch(random: &mut Random, at: i64) -> Vec<(u64, u64, i64, f64)> {
+    let mut readings = Vec::new();
+    for machine in 0..MACHINES {
+        for sensor in 0..SENSORS {
+            for tenth in at - 4..=at {
+                let delay = match random.below(40) {
+                    0 => random.below(300) as i64,
+                    1..=5 => random.below(20) as i64,
+                    _ => 0,
+                };
+                let fault = if machine == 1 && (900..1_300).contains(&at) { 30.0 } else { 0.0 };
+                let value = 10.0 * (sensor + 1) as f64 + random.below(1_000) as f64 / 500.0 + fault;
+                readings.push((machine, sensor, tenth - delay, value));
+            }
+            readings.push((machine, sensor, at, random.below(100) as f64 / 50.0 + 10.0 * (sensor + 1) as f64));
+        }
+    }
+    readings
+}
+
+fn check_crashes(seed: u64) {
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    let mut steady = open(TempDir::new().unwrap(), now(0));
+    let mut crashing = open(TempDir::new().unwrap(), now(0));
+    let (mut sent, mut kills) = (0, 0);
+    for at in (5..1_800).step_by(5) {
+        let readings = batch(&mut random, at);
+        sent += readings.len() as u64;
+        steady.ingest(&readings, at);
+        steady.pipeline.tick(now(at)).unwrap();
+
+        crashing.ingest(&readings, at);
+        match random.below(25) {
+            // Between the journal's sync and the acknowledgement: the devices send again what was not acknowledged.
+            0 => {
+                crashing = crashing.kill(at, None);
+                let again: Vec<_> = readings[readings.len() / 2..].to_vec();
+                crashing.ingest(&again, at);
+                kills += 1;
+            }
+            // Between the outbox's sync and the trimming of the journal.
+            1 => {
+                let journal = TempDir::new().unwrap();
+                copy_into(&crashing.dir.path().join("journal"), journal.path());
+                crashing.pipeline.tick(now(at)).unwrap();
+                crashing = crashing.kill(at, Some(journal.path()));
+                kills += 1;
+            }
+            2 => {
+                crashing.pipeline.tick(now(at)).unwrap();
+                crashing = crashing.kill(at, None);
+                kills += 1;
+            }
+            _ => {}
+        }
+        crashing.pipeline.tick(now(at)).unwrap();
+    }
+    for life in [&mut steady, &mut crashing] {
+        life.pipeline.tick(now(5_000)).unwrap();
+    }
+    let (expected, found) = (by_machine(steady.records()), by_machine(crashing.records()));
+    let late = steady.pipeline.counters().late + steady.pipeline.counters().duplicates;
+    assert_eq!(readings_counted(&expected) + late, sent);
+    assert!(kills > 5 && late > 0);
+    for (number, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert_eq!(found, expected, "record {number} after {kills} kills");
+    }
+    assert_eq!(found.len(), expected.len());
+    let unique: HashSet<_> =
+        summaries(&found).into_iter().map(|summary| (summary.machine.clone(), summary.start)).collect();
+    assert_eq!(unique.len(), summaries(&found).len());
+    let events = expected.iter().filter(|record| matches!(record, Record::Event(_))).count();
+    assert!(events >= 2, "there should be an anomaly to be reopened");
+}
+
+#[test]
+fn kills_change_no_record() {
+    check_crashes(1);
+}
+
+#[test]
+fn kills_change_no_record_of_another_run() {
+    check_crashes(0x5eed);
+}
+
+#[test]
+fn a_machine_is_told_with_its_catalog_and_seen_live() {
+    let mut life = open(TempDir::new().unwrap(), now(0));
+    for at in (5..300).step_by(5) {
+        life.ingest(&[(1, 0, at, 1.0), (1, 1, at, 3_600.0)], at);
+        life.pipeline.tick(now(at)).unwrap();
+    }
+    let records = life.records();
+    assert!(matches!(&records[0], Record::Catalog(catalog) if catalog.revision == 1 && catalog.sensors.len() == 2));
+    let summaries = summaries(&records);
+    assert_eq!(summaries[0].interval_ms, 10_000);
+    assert_eq!(summaries[1].energy_wh.map(f64::round), Some(10.0));
+    let live = life.pipeline.live();
+    assert_eq!((live[0].values.len(), live[0].catalog_revision, live[0].at), (2, 1, now(295).wall.plus_us(-1)));
+    assert!(matches!(live[0].verdict.detector, DetectorState::Calibrating { percent: 30..60 }));
+
+    // A sensor that appears makes a new revision; a restart does not.
+    life.ingest(&[(1, 2, 300, 1.0)], 300);
+    life.pipeline.tick(now(430)).unwrap();
+    let mut life = life.kill(430, None);
+    life.ingest(&[(1, 2, 430, 1.0)], 430);
+    life.pipeline.tick(now(600)).unwrap();
+    let revisions: Vec<_> = life
+        .records()
+        .iter()
+        .filter_map(|record| match record {
+            Record::Catalog(catalog) => Some((catalog.revision, catalog.sensors.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(revisions, [(1, 2), (2, 3), (1, 2), (2, 3)], "once in each lane");
+}
+
+#[test]
+fn commands_are_carried_out_and_outlive_a_kill() {
+    let mut life = open(TempDir::new().unwrap(), now(0));
+    let machine = MachineId::new("m1").unwrap();
+    let recalibrate = CommandKind::Recalibrate { machine: machine.clone() };
+    assert!(matches!(life.pipeline.command(&recalibrate, now(0)), Ok(Outcome::Failed(_))));
+    for at in (5..1_000).step_by(5) {
+        life.ingest(&[(1, 0, at, (at % 35) as f64)], at);
+        life.pipeline.tick(now(at)).unwrap();
+    }
+    assert_eq!(life.pipeline.live()[0].verdict.detector, DetectorState::Watching);
+    assert_eq!(life.pipeline.command(&CommandKind::Reload, now(1_000)).unwrap(), Outcome::Unknown);
+    assert_eq!(life.pipeline.command(&recalibrate, now(1_000)).unwrap(), Outcome::Done);
+    let life = life.kill(1_000, None);
+    assert_eq!(life.pipeline.live()[0].verdict.detector, DetectorState::Calibrating { percent: 0 });
+}
+
+#[test]
+fn the_journal_goes_as_the_outbox_takes_over() {
+    let mut life = open(TempDir::new().unwrap(), now(0));
+    let many: Vec<Reading> = (0..4_000)
+        .map(|n| Reading { machine: MachineIx(0), sensor: SensorIx(0), at: Timestamp(0), value: f64::from(n) })
+        .collect();
+    life.ingest(&[(0, 0, 0, 1.0)], 0);
+    for at in (5..2_000).step_by(5) {
+        let readings: Vec<_> = many.iter().map(|reading| Reading { at: now(at).wall, ..*reading }).collect();
+        life.pipeline.ingest(&readings, &mut Vec::new(), now(at)).unwrap();
+        life.pipeline.tick(now(at)).unwrap();
+    }
+    let counters = life.pipeline.counters();
+    assert_eq!((counters.late, counters.duplicates, counters.readings), (0, 0, 399 * 4_000 + 1));
+    assert!(counters.journal_bytes < 8 << 20, "{}", counters.journal_bytes);
+}

@@ -1,10 +1,22 @@
+//! Publishing to a real rumqttd and to our gate, through cuts.
+
 use std::{
     collections::HashMap,
     net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use gemba_shared::ids::{MachineId, SensorId};
+use gemba_mqtt::{
+    broker::{Broker, BrokerSettings},
+    delivery::Delivery,
+    gate::{Authenticate, Denied, Gate, Limits, Listener},
+};
+use gemba_shared::{
+    gate::{Filter, Grant},
+    ids::{MachineId, SensorId},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -161,6 +173,72 @@ async fn what_was_cut_off_is_sent_again_and_settles_once() {
     let report = publisher.close(Duration::from_secs(5)).await;
     assert_eq!((report.sent, report.acknowledged, report.unacknowledged), (2_000, 2_000, 0));
     assert!(report.reconnects >= 3 && report.resent > 0, "{report:?}");
+}
+
+/// Our own gate with TLS, which takes one device; what it takes is acknowledged as it comes. With its authority's certificate.
+async fn gate(directory: &Path, taken: mpsc::Sender<usize>) -> (SocketAddr, PathBuf) {
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let ca_file = directory.join("ca.pem");
+    std::fs::write(&ca_file, certified.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(certified.signing_key.serialize_der().into());
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let broker = Broker::start(BrokerSettings::default()).unwrap();
+    let listener = Listener { address: "127.0.0.1:0".parse().unwrap(), tls: Some(Arc::new(tls)) };
+    let gate = Gate::bind(vec![listener], Limits::default(), broker).await.unwrap();
+    let address = gate.addresses()[0];
+    let authenticate: Authenticate = Arc::new(|credentials| {
+        Box::pin(async move {
+            let publish = vec![Filter::new("plant/#").unwrap()];
+            let grant = Grant { name: "plant".into(), publish, subscribe: Vec::new() };
+            let known = credentials.password.is_some_and(|password| password == "right");
+            if known { Ok(Arc::new(grant)) } else { Err(Denied::BadCredentials) }
+        })
+    });
+    let (sender, mut deliveries) = mpsc::channel::<Delivery>(16);
+    tokio::spawn(async move { gate.run(authenticate, sender, CancellationToken::new()).await });
+    tokio::spawn(async move {
+        while let Some(delivery) = deliveries.recv().await {
+            if taken.send(delivery.messages.len()).await.is_err() {
+                return;
+            }
+            delivery.acknowledge();
+        }
+    });
+    (address, ca_file)
+}
+
+#[tokio::test]
+async fn through_our_gate_with_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sender, mut taken) = mpsc::channel(10_000);
+    let (address, ca_file) = gate(directory.path(), sender).await;
+    let url = Some(format!("mqtts://{address}"));
+
+    let (target, _password) = identity(address, "wrong");
+    let error = connect(TargetArgs { url: url.clone(), ca_file: Some(ca_file.clone()), ..target }).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("mqtts://{address}: the broker refuses the connection: wrong user name or password")
+    );
+
+    let (target, _password) = identity(address, "right");
+    let mut publisher = connect(TargetArgs { url, ca_file: Some(ca_file), ..target }).await.unwrap();
+    for number in 0..MESSAGES {
+        publisher.publish(message(number)).await.unwrap();
+    }
+    publisher.settle().await.unwrap();
+    let report = publisher.close(Duration::from_secs(5)).await;
+    assert_eq!((report.sent, report.acknowledged, report.resent), (2_000, 2_000, 0));
+    let mut arrived = 0;
+    while let Ok(count) = taken.try_recv() {
+        arrived += count;
+    }
+    assert_eq!(arrived, 2_000);
 }
 
 #[tokio::test]

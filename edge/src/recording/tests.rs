@@ -1,3 +1,5 @@
+//! What is read from recordings, good, bad and real.
+
 use std::fmt::Write as _;
 
 use super::*;

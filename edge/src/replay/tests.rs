@@ -1,3 +1,5 @@
+//! Replays against a real rumqttd.
+
 use std::fmt::Write as _;
 
 use clap::Parser;

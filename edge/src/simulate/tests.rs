@@ -1,3 +1,5 @@
+//! The simulator's command line, its runs against a real rumqttd, and what the detector makes of its faults.
+
 use clap::Parser;
 use gemba_shared::telemetry::{EventKind, Mode};
 

@@ -108,12 +108,12 @@ impl Energy {
         }
         let watts_at =
             |moment: Timestamp| watts_from + (watts - watts_from) * (moment.us_since(from) as f64 / span_us as f64);
-        let mut begin = from.max(open_from);
+        let mut begin = from;
         while begin < at {
             let interval = begin.floor(periods.interval_us);
             let end = at.min(interval.plus_us(periods.interval_us));
             let hours = end.us_since(begin) as f64 / 3_600e6;
-            self.add(interval, (watts_at(begin) + watts_at(end)) / 2.0 * hours);
+            self.add(interval.max(open_from), (watts_at(begin) + watts_at(end)) / 2.0 * hours);
             begin = end;
         }
     }

@@ -135,7 +135,9 @@ impl Broker {
         &self.publisher
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where it listens, on loopback; nobody but the gate has the secret.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 

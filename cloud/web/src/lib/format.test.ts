@@ -4,6 +4,7 @@ import { queryText } from "./http";
 import { bytes, percent, score, value, whole } from "./number";
 import { bounds, fixed, shift, zoom } from "./range";
 import { format, parse } from "./route";
+import { unitSymbol } from "./unit";
 import { age, axisLabels, clockTime, duration } from "./time";
 
 const T = "\u2009";
@@ -20,6 +21,13 @@ describe("numbers", () => {
     expect([score(0.344), score(1), score(1e6), score(null)]).toEqual(["0.34", "1.00", ">99", "–"]);
     expect([bytes(0), bytes(900), bytes(6144), bytes(9338880), bytes(null)]).toEqual(["0 B", "900 B", "6.0 KiB", "8.9 MiB", "–"]);
   });
+});
+
+describe("units", () => {
+  test.each<[string | null, string]>([
+    [null, ""], ["Cel", "°C"], ["bar", "bar"], ["L/min", "L/min"], ["m3/h", "m³/h"], ["mm/s2", "mm/s²"], ["um", "µm"], ["kOhm", "kΩ"], ["[g]", "g"],
+    ["1/min", "min⁻¹"], ["kW.h", "kW·h"], ["%", "%"], ["°C", "°C"], ["l/min", "l/min"],
+  ])("%s reads %s", (code, text) => expect(unitSymbol(code)).toBe(text));
 });
 
 describe("times", () => {

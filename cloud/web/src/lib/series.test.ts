@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { SensorSeries } from "./contract";
-import { TAIL_POINTS_MAX, type TailPoint, appendTail, lastKnown, sensorColumns } from "./series";
+import { TAIL_POINTS_MAX, type TailPoint, appendTail, lastKnown, sensorColumns, windowColumns } from "./series";
 
 const frame = { from_ms: 0, to_ms: 1_000_000, step_ms: 10_000 };
 const point = (time_ms: number, v: number | null): TailPoint => ({ time_ms, values: [v], score: null, health_percent: null });
@@ -45,6 +45,11 @@ test("the tail is bounded and takes nothing twice or out of order", () => {
   expect(tail.length).toBe(TAIL_POINTS_MAX);
   expect(tail.at(-1)?.time_ms).toBe(TAIL_POINTS_MAX + 49);
   expect(appendTail(tail, point(3, 3))).toBe(tail);
+});
+
+test("a raw window is a row for each step", () => {
+  const window = { step_ms: 500, first: "1970-01-01T00:00:10Z", sensors: ["a", "b"], values: [[1, 2], [3, null], [5, 6]] };
+  expect(windowColumns(window, "b")).toEqual({ x: [10, 10.5, 11], min: [null, null, null], max: [null, null, null], mean: [2, null, 6] });
 });
 
 test("the last known value skips gaps", () => {

@@ -3,7 +3,7 @@
  * is the tail of every line.
  */
 
-import type { Series, SensorSeries } from "./contract";
+import type { RawWindow, Series, SensorSeries } from "./contract";
 
 /** The most live points kept for a machine. */
 export const TAIL_POINTS_MAX = 600;
@@ -110,6 +110,15 @@ function addTail(columns: Columns, tail: TailPoint[], frame: Frame, pick: Pick) 
     step = { number, values: [v], time_ms: point.time_ms };
   }
   finish();
+}
+
+/** A sensor's raw values around an anomaly. */
+export function windowColumns(window: RawWindow, sensor: string): Columns {
+  const column = window.sensors.indexOf(sensor);
+  const first = Date.parse(window.first);
+  const mean = window.values.map((row) => row[column] ?? null);
+  const none = mean.map(() => null);
+  return { x: mean.map((_, step) => (first + step * window.step_ms) / 1000), min: none, max: none, mean };
 }
 
 /** The last value of a column. */

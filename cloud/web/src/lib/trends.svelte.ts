@@ -10,11 +10,13 @@ import { http } from "./session.svelte";
 /** While following, the server's buckets are read again this often. */
 const REFRESH_MIN_MS = 10_000;
 const REFRESH_MAX_MS = 60_000;
+/** An anomaly that is over lasted less than this. */
+const ANOMALY_MS = 48 * 3_600_000;
 
 export class Trends {
   detail = $state.raw<MachineDetail | null>(null);
   series = $state.raw<Series | null>(null);
-  anomalies = $state.raw<Anomaly[]>([]);
+  #known = $state.raw<Anomaly[]>([]);
   tail = $state.raw<TailPoint[]>([]);
   error = $state("");
   missing = $state(false);
@@ -31,6 +33,12 @@ export class Trends {
   #closed = false;
 
   readonly bounds = $derived(bounds(this.#range, this.anchor_ms));
+  /** Those that reach into the picture, the newest first. */
+  readonly anomalies = $derived(
+    this.#known
+      .filter((a) => Date.parse(a.opened_at) <= this.bounds.to_ms && (a.closed_at === null || Date.parse(a.closed_at) >= this.bounds.from_ms))
+      .sort((a, b) => Date.parse(b.opened_at) - Date.parse(a.opened_at)),
+  );
   readonly frame: Frame = $derived({
     ...this.bounds,
     step_ms: Math.max(this.series?.bucket_ms ?? 0, this.detail?.interval_ms ?? 10_000),
@@ -74,12 +82,15 @@ export class Trends {
       if (last !== null) this.anchor_ms = Math.max(Date.parse(last), this.tail.at(-1)?.time_ms ?? 0);
       const { from_ms, to_ms } = this.bounds;
       const span = { from: new Date(from_ms).toISOString(), to: new Date(to_ms).toISOString() };
-      const [series, anomalies] = await Promise.all([
+      // The list goes by when an anomaly opened: those that reach into the picture opened before it.
+      const opened = { from: new Date(from_ms - ANOMALY_MS).toISOString(), to: new Date(to_ms + 1).toISOString() };
+      const [series, recent, open] = await Promise.all([
         http.get<Series>(`/machines/${this.#id}/series`, { ...span, points: this.#points }, request.signal),
-        http.list<Anomaly>("/anomalies", { machine: this.#id, ...span }, request.signal),
+        http.list<Anomaly>("/anomalies", { machine: this.#id, ...opened }, request.signal),
+        http.list<Anomaly>("/anomalies", { machine: this.#id, open: true }, request.signal),
       ]);
       this.series = series;
-      this.anomalies = anomalies;
+      this.#known = [...new Map([...open, ...recent].map((anomaly) => [anomaly.id, anomaly])).values()];
       this.error = "";
       this.missing = false;
     } catch (error) {
@@ -114,7 +125,6 @@ export class Trends {
 
   #anomaly(anomaly: Anomaly) {
     if (anomaly.machine_id !== this.#id) return;
-    const rest = this.anomalies.filter((other) => other.id !== anomaly.id);
-    this.anomalies = [anomaly, ...rest].sort((a, b) => Date.parse(b.opened_at) - Date.parse(a.opened_at));
+    this.#known = [anomaly, ...this.#known.filter((other) => other.id !== anomaly.id)];
   }
 }

@@ -1,3 +1,5 @@
+//! The model of this repository loads; damaged ones are refused with what was expected and found.
+
 use super::*;
 
 fn kernel_regression() -> PathBuf {

@@ -133,19 +133,19 @@ impl Client {
     {
         let over = match self.welcome().await {
             Ok(()) => self.serve(stream, buffer, cancel).await,
-            Err(error) => Over::Broker(error),
+            Err(over) => over,
         };
         self.count(&over);
         self.farewell(over).await;
     }
 
-    /// The CONNACK, after the broker has the client's session back.
-    async fn welcome(&mut self) -> io::Result<()> {
+    /// The CONNACK, after the broker has the client's session back, and what the broker sent with it.
+    async fn welcome(&mut self) -> Result<(), Over> {
         if self.connection.session().subscriptions().next().is_some() {
-            self.open_backend(false).await?;
+            self.open_backend(false).await.map_err(Over::Broker)?;
         }
         Packet::ConnAck { session_present: self.claim.present, code: 0 }.write(&mut self.out.reply);
-        Ok(())
+        self.from_broker().await
     }
 
     async fn open_backend(&mut self, fresh: bool) -> io::Result<()> {

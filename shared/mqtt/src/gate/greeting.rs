@@ -20,6 +20,7 @@ use crate::delivery::Delivery;
 
 /// A CONNECT is short; before it a client is owed little memory.
 const CONNECT_BYTES_MAX: usize = 16 * 1_024;
+const CONNECT_FIRST_BYTE: u8 = 0x10;
 const READ_BYTES: usize = 1_024;
 /// CONNACK of MQTT 5: unsupported protocol version, no properties.
 const UNSUPPORTED_VERSION_5: [u8; 5] = [0x20, 3, 0, 0x84, 0];
@@ -164,6 +165,10 @@ async fn first_packet<S: AsyncRead + Unpin>(
     buffer: &mut BytesMut,
 ) -> Result<Option<Packet>, ParseError> {
     loop {
+        // Another protocol is known by its first byte; it need not go on.
+        if buffer.first().is_some_and(|first| *first != CONNECT_FIRST_BYTE) {
+            return Err(ParseError::Malformed("another protocol"));
+        }
         if let Some(packet) = packet::parse(buffer, CONNECT_BYTES_MAX)? {
             return Ok(Some(packet));
         }

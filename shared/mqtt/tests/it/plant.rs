@@ -8,7 +8,11 @@ use gemba_mqtt::{
     gate::{Authenticate, Credentials, Denied, Filter, Gate, Grant, Limits, Listener},
 };
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, Publish};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+    time::timeout,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Longer than anything takes here, on a busy machine too.
@@ -206,5 +210,47 @@ async fn poll(mut events: EventLoop, sender: mpsc::Sender<Result<Packet, String>
                 return;
             }
         }
+    }
+}
+
+/// A client that says exactly these bytes.
+pub struct Raw(tokio::net::TcpStream);
+
+impl Raw {
+    pub async fn open(plant: &Plant) -> Self {
+        Self(tokio::net::TcpStream::connect(plant.address).await.unwrap())
+    }
+
+    pub async fn connect(plant: &Plant, connect: &[u8], answer: &[u8]) -> Self {
+        let mut raw = Self::open(plant).await;
+        raw.send(connect).await;
+        raw.expect(answer).await;
+        raw
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+    }
+
+    pub async fn expect(&mut self, expected: &[u8]) {
+        let mut bytes = vec![0; expected.len()];
+        timeout(SOON, self.0.read_exact(&mut bytes)).await.expect("an answer in time").unwrap();
+        assert_eq!(bytes, expected);
+    }
+
+    /// The gate closes the connection.
+    pub async fn ended(&mut self) {
+        let mut rest = Vec::new();
+        timeout(SOON, self.0.read_to_end(&mut rest)).await.expect("the end in time").ok();
+        assert!(rest.is_empty(), "{rest:?} before the end");
+    }
+
+    /// Sends until the gate takes no more for a while; how many bytes it took.
+    pub async fn fill(&mut self, bytes: &[u8]) -> usize {
+        let mut taken = 0;
+        while let Ok(count) = timeout(A_WHILE * 2, self.0.write(bytes)).await {
+            taken += count.unwrap();
+        }
+        taken
     }
 }

@@ -1,0 +1,47 @@
+//! The database of the configuration: one that is given, or the private cluster.
+
+use anyhow::Context as _;
+
+use crate::{
+    cluster::{Cluster, Durability},
+    config::Config,
+    store::Store,
+};
+
+/// A store, and the cluster behind it where that is our own.
+#[derive(Debug)]
+pub struct Database {
+    pub store: Store,
+    cluster: Option<Cluster>,
+}
+
+impl Database {
+    /// Starts (or goes on with) the private cluster, unless a URL is configured. Connects when first asked something.
+    ///
+    /// # Errors
+    /// If the private cluster does not start.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let (cluster, how) = match &config.database_url {
+            Some(url) => (None, url.0.clone()),
+            None => {
+                let cluster = Cluster::start(&config.data_dir.join("postgres"), Durability::Synced).await?;
+                let how = cluster.config();
+                (Some(cluster), how)
+            }
+        };
+        let store = Store::new(how, config.database_connections_max).context("cannot set the database up")?;
+        Ok(Self { store, cluster })
+    }
+
+    /// Ends connections, and the private cluster unless somebody else uses it.
+    ///
+    /// # Errors
+    /// If the cluster does not stop.
+    pub async fn close(self) -> anyhow::Result<()> {
+        self.store.close();
+        match self.cluster {
+            Some(cluster) => cluster.stop().await,
+            None => Ok(()),
+        }
+    }
+}
