@@ -77,14 +77,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         () = &mut stop => return Ok(()),
         database = Database::open(&config) => database?,
     };
-    let migrated = tokio::select! {
-        () = &mut stop => Ok(()),
-        migrated = migrate(&database.store) => migrated,
+    let finished = CancellationToken::new();
+    let serving = async {
+        let migrated = tokio::select! {
+            () = &mut stop => return Ok(()),
+            migrated = migrate(&database.store) => migrated,
+        };
+        migrated?;
+        Daemon::new(&config, keys, database.store.clone(), port).serve(listener, started, &mut stop).await
     };
-    let served = match migrated {
-        Ok(()) => Daemon::new(&config, keys, database.store.clone(), port).serve(listener, started, &mut stop).await,
-        Err(error) => Err(error),
+    let serving = async {
+        let served = serving.await;
+        finished.cancel();
+        served
     };
+    let (served, ()) = tokio::join!(serving, database.keep_running(&finished));
     let closed = database.close().await;
     served.and(closed)
 }

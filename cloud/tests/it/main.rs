@@ -1,5 +1,10 @@
 //! The cloud against a real PostgreSQL.
 
 mod api;
+mod broken;
 mod database;
+mod enrolment;
+mod frames;
+mod intake;
+mod plant;
 mod schema;
