@@ -50,7 +50,15 @@ impl Cloud {
             subscribe: vec![Filter::new(&topic::down(GATEWAY)).unwrap()],
         });
         tokio::spawn(async move {
-            gate.run(Arc::new(move |_| { let grant = grant.clone(); Box::pin(async move { Ok(grant) }) }), sender, cancel).await;
+            gate.run(
+                Arc::new(move |_| {
+                    let grant = grant.clone();
+                    Box::pin(async move { Ok(grant) })
+                }),
+                sender,
+                cancel,
+            )
+            .await;
         });
         let [key, gateway_key] = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]));
         Self { key, gateway_key, broker: publisher, deliveries, url, _end: end }
