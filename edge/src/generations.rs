@@ -20,26 +20,25 @@
 //!
 //! At most two databases are open here at once: the newest, and one closed one that is being read.
 
+mod files;
 mod rows;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File},
     io,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
+use files::{database_bytes, failed, guarded, lock, open_database, open_file, ordinals, remove, write_probe};
 use rows::{Parts, commit_of, is_commit, put, put_commit, read_tail, write_tail};
 
 /// The largest value.
 pub const VALUE_BYTES_MAX: usize = 64 * 1_024;
 /// The largest tail.
 pub const TAIL_BYTES_MAX: usize = 256;
-/// How long a database that this process has just closed may go on holding its lock.
-const REOPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy)]
 pub struct GenerationSettings {
@@ -174,6 +173,7 @@ impl Generations {
             Ok(db) => commit_of(&db).map(|commit| (db, commit)),
             Err(error @ StoreError::DiskFull(_)) => return Err(error),
             Err(error) => {
+                write_probe(&self.dir)?;
                 tracing::error!(path = %path.display(), %error, "a generation cannot be opened and is set aside");
                 damage.quarantined.push(self.set_aside(ordinal)?);
                 return Ok(true);
@@ -360,8 +360,10 @@ impl Generations {
                     return Ok(());
                 }
             }
-            if let Some((key, found)) = parts.finish() {
-                let _: ControlFlow<()> = each(&key, found);
+            if let Some((key, found)) = parts.finish()
+                && each(&key, found).is_break()
+            {
+                return Ok(());
             }
             Ok(())
         })
@@ -396,11 +398,19 @@ impl Generations {
         Ok(self.set_aside(ordinal)?.0)
     }
 
+    /// Whether there is room on the disk. sled fails in many ways on a full one, which then look like damage.
+    ///
+    /// # Errors
+    /// If there is none, or the disk fails otherwise.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        write_probe(&self.dir)
+    }
+
     fn set_aside(&self, ordinal: u64) -> Result<(PathBuf, Generation), StoreError> {
         let path = self.path(ordinal);
         let generation = Generation { tail: read_tail(&path).map(|(_, tail)| tail), bytes: database_bytes(&path) };
-        let aside = (0..)
-            .map(|n: u32| self.dir.join(format!("quarantine-{ordinal:020}-{n}")))
+        let aside = (0..u32::MAX)
+            .map(|n| self.dir.join(format!("quarantine-{ordinal:020}-{n}")))
             .find(|aside| !aside.exists())
             .ok_or(StoreError::NoGeneration)?;
         fs::rename(&path, &aside).map_err(|source| failed("set aside", &path, source))?;
@@ -448,87 +458,6 @@ impl Generations {
 
     fn database_bytes(&self, ordinal: u64) -> u64 {
         database_bytes(&self.path(ordinal))
-    }
-}
-
-fn lock(dir: &Path) -> Result<File, StoreError> {
-    let file = open_file(&dir.join("lock"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed("lock", dir, source)),
-    }
-}
-
-fn ordinals(dir: &Path) -> Result<Vec<u64>, StoreError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(|source| failed("read", dir, source))? {
-        let entry = entry.map_err(|source| failed("read", dir, source))?;
-        if let Some(name) = entry.file_name().to_str()
-            && name.len() == 20
-            && let Ok(ordinal) = name.parse()
-        {
-            found.push(ordinal);
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
-fn database_bytes(path: &Path) -> u64 {
-    fs::metadata(path.join("db")).map_or(0, |metadata| metadata.len())
-}
-
-fn open_file(path: &Path) -> Result<File, StoreError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|source| failed("open", path, source))
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("delete", path, source)),
-        _ => Ok(()),
-    }
-}
-
-fn open_database(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> {
-    let began = Instant::now();
-    loop {
-        let config = sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(None);
-        match guarded(path, || config.open()) {
-            // A database closed a moment ago may hold its lock until its last background task is done.
-            Err(StoreError::Database { reason, .. })
-                if reason.contains("acquire lock") && began.elapsed() < REOPEN_TIMEOUT =>
-            {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            result => return result,
-        }
-    }
-}
-
-/// sled panics on some kinds of damage.
-fn guarded<T>(path: &Path, work: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(sled::Error::Io(error))) if error.kind() == io::ErrorKind::StorageFull => {
-            Err(StoreError::DiskFull(path.to_owned()))
-        }
-        Ok(Err(error)) => Err(StoreError::Database { path: path.to_owned(), reason: error.to_string() }),
-        Err(_) => Err(StoreError::Database { path: path.to_owned(), reason: "it panicked".into() }),
-    }
-}
-
-fn failed(what: &'static str, path: &Path, source: io::Error) -> StoreError {
-    if source.kind() == io::ErrorKind::StorageFull {
-        StoreError::DiskFull(path.to_owned())
-    } else {
-        StoreError::Io { what, path: path.to_owned(), source }
     }
 }
 

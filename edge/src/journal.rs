@@ -224,7 +224,7 @@ impl Journal {
     }
 
     /// Rows for the machines and sensors that the newest generation does not name yet.
-    fn names(&self, readings: &[Reading], registry: &Registry) -> Result<Vec<(Vec<u8>, Vec<u8>)>, JournalError> {
+    fn names(&self, readings: &[Reading], registry: &Registry) -> Result<Vec<Row>, JournalError> {
         let mut rows = Vec::new();
         let mut last = None;
         for reading in readings {
@@ -292,6 +292,7 @@ impl Journal {
                 Err(StoreError::Database { path, reason }) => {
                     tracing::error!(path = %path.display(), reason, "a generation of the journal cannot be read");
                     replayed.blocks_lost += next.saturating_sub(expected);
+                    self.generations.probe()?;
                     self.generations.quarantine(ordinal)?;
                     self.spans.remove(&ordinal);
                 }
@@ -321,9 +322,14 @@ impl Journal {
     }
 }
 
+type Row = (Vec<u8>, Vec<u8>);
+
 /// The names of one generation: its machines' places, and theirs and their sensors' in this process.
 #[derive(Default)]
-struct Names(HashMap<u32, Option<(MachineIx, Vec<Option<SensorIx>>)>>);
+struct Names(HashMap<u32, Option<Places>>);
+
+/// A machine's place in this process, and its sensors'; `None` for what the registry has no room for.
+type Places = (MachineIx, Vec<Option<SensorIx>>);
 
 impl Names {
     fn learn(&mut self, key: &[u8], row: &[u8], registry: &mut Registry) {

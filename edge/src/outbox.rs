@@ -17,9 +17,8 @@ mod recovery;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     ops::{ControlFlow, Range},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use gemba_shared::{

@@ -113,9 +113,11 @@ struct Sensor {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct OpenStep {
     start: Timestamp,
-    /// Sum, count and the last reading, by sensor.
-    sensors: Vec<(f64, u32, Option<(Timestamp, f64)>)>,
+    sensors: Vec<StepSum>,
 }
+
+/// Sum, count and the last reading of a sensor.
+type StepSum = (f64, u32, Option<(Timestamp, f64)>);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct OpenInterval {

@@ -92,11 +92,15 @@ impl Baseline {
         }
         let sum: f32 = shares.iter().sum();
         if sum > 0.0 {
-            shares.iter_mut().for_each(|share| *share /= sum);
+            for share in &mut shares {
+                *share /= sum;
+            }
         } else {
             let even = 1.0 / present as f32;
             let used = shares.iter_mut().enumerate().filter(|(ix, _)| self.is_usable(*ix) && !smooth[*ix].is_nan());
-            used.for_each(|(_, share)| *share = even);
+            for (_, share) in used {
+                *share = even;
+            }
         }
         Some(((sum / present as f32).powf(0.25), shares))
     }
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn scales_have_a_floor_that_is_not_epsilon() {
-        let mostly_still = [vec![20.0; 95], vec![20.5; 5]].concat();
+        let mostly_still = [[20.0; 95].as_slice(), &[20.5; 5]].concat();
         let check = |column: Vec<f32>, expected: (f32, f32)| {
             let (center, scale) = center_and_scale(&column);
             assert!((center - expected.0).abs() < 1e-5 && (scale - expected.1).abs() < 1e-4, "{center} {scale}");

@@ -11,7 +11,10 @@
 
 use std::collections::BTreeMap;
 
-use super::*;
+use gemba_shared::telemetry::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Core, DetectSettings, Detector, Learnt, Rows};
 
 const LEARNT_PART: u16 = 0x100;
 const ROWS_PART: u16 = 0x200;

@@ -1,3 +1,5 @@
+use std::fs::OpenOptions;
+
 use tempfile::TempDir;
 
 use super::*;

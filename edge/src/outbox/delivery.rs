@@ -1,8 +1,18 @@
 //! The uplink's side of the outbox: reading records, and letting them go.
 
-use gemba_shared::message::Seq;
+use std::{
+    fs,
+    ops::{ControlFlow, Range},
+    path::Path,
+};
 
-use super::*;
+use gemba_shared::{
+    message::{Epoch, Lane, Seq},
+    telemetry::{Gap, GapReason, Record, Timestamp},
+};
+
+use super::{Backlog, DEAD_LETTERS_MAX, Outbox, OutboxError, encode, gap, index, parse_record_key, record_key};
+use crate::generations::{Found, StoreError};
 
 impl Outbox {
     /// The records of a lane from number `from` on: at most `records_max`, and of at most `bytes_max` encoded bytes, but at least
@@ -104,6 +114,7 @@ impl Outbox {
                 if self.generations.newest().is_some_and(|(newest, _)| newest == ordinal) {
                     return Err(StoreError::Database { path, reason }.into());
                 }
+                self.generations.probe()?;
                 self.generations.quarantine(ordinal)?;
                 self.spans.remove(&ordinal);
                 return Ok(number);

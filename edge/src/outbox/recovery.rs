@@ -1,7 +1,18 @@
 //! Opening an outbox: what is whole is taken as it is; what is damaged is salvaged, and its holes are known.
 
-use super::*;
-use crate::generations::{Damage, Generation};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+    path::Path,
+};
+
+use gemba_shared::message::Epoch;
+
+use super::{
+    LaneState, Opened, Outbox, OutboxCounters, OutboxError, OutboxSettings, Row, Span, State, Tail, index,
+    parse_record_key, parse_state_key,
+};
+use crate::generations::{Damage, Found, Generation, Generations};
 
 /// Numbers left out after the newest generation lost rows: those that its `tail` file may not have known of when the power
 /// failed. They must not be used twice.
@@ -52,16 +63,17 @@ impl Outbox {
         }
 
         let is_new = last.is_none();
-        let (epoch, mut lanes) = match last {
-            Some(tail) => (tail.epoch, tail.lanes),
-            None => {
-                let epoch = Epoch(getrandom::u64().map_err(OutboxError::Random)?);
-                (epoch, [LaneState { oldest: 1, next: 1 }; 2])
-            }
+        let (epoch, mut lanes) = if let Some(tail) = last {
+            (tail.epoch, tail.lanes)
+        } else {
+            let epoch = Epoch(getrandom::u64().map_err(OutboxError::Random)?);
+            (epoch, [LaneState { oldest: 1, next: 1 }; 2])
         };
         if !is_new && !damage.is_none() {
             let skip = if unknown { SKIP_UNKNOWN } else { SKIP_BEHIND };
-            lanes.iter_mut().for_each(|lane| lane.next += skip);
+            for lane in &mut lanes {
+                lane.next += skip;
+            }
         }
         let mut this = Self {
             settings,

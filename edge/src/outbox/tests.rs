@@ -1,4 +1,4 @@
-use std::{collections::HashMap, fs::OpenOptions, os::unix::fs::FileExt};
+use std::{collections::HashMap, fs, fs::OpenOptions, os::unix::fs::FileExt, path::Path};
 
 use gemba_shared::{
     message::Seq,

@@ -113,7 +113,7 @@ impl Energy {
             let interval = begin.floor(periods.interval_us);
             let end = at.min(interval.plus_us(periods.interval_us));
             let hours = end.us_since(begin) as f64 / 3_600e6;
-            self.add(interval.max(open_from), (watts_at(begin) + watts_at(end)) / 2.0 * hours);
+            self.add(interval.max(open_from), f64::midpoint(watts_at(begin), watts_at(end)) * hours);
             begin = end;
         }
     }
