@@ -257,6 +257,12 @@ impl Machine {
         self.detector.set_out_of_service(out);
     }
 
+    /// Intervals that hold readings and are not in a summary yet.
+    #[must_use]
+    pub fn open_intervals(&self) -> usize {
+        self.window.open_intervals()
+    }
+
     /// The time of the latest reading, the last values by position, and how the detector sees it; `None` before the first reading.
     #[must_use]
     pub fn present(&self) -> Option<(Timestamp, Vec<Option<f64>>, Verdict)> {

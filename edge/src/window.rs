@@ -180,6 +180,12 @@ impl Window {
         self.power = power;
     }
 
+    /// Intervals that hold readings and are not closed.
+    #[must_use]
+    pub fn open_intervals(&self) -> usize {
+        self.intervals.len()
+    }
+
     /// The time of the latest reading.
     #[must_use]
     pub fn latest(&self) -> Option<Timestamp> {
