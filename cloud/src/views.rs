@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use crate::alarms::{AlarmState, Severity};
 pub use machine::{Connection, Detector, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Sensor};
 
 /// How many sensors of an anomaly its alarm names.
@@ -141,49 +142,6 @@ pub struct AnomalyDetail {
     #[serde(flatten)]
     pub anomaly: Anomaly,
     pub window: Option<Window>,
-}
-
-/// ISA-18.2; `normal` is the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AlarmState {
-    Unacknowledged,
-    Acknowledged,
-    ReturnedUnacknowledged,
-    Normal,
-}
-
-impl AlarmState {
-    /// As the database spells it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unacknowledged => "unacknowledged",
-            Self::Acknowledged => "acknowledged",
-            Self::ReturnedUnacknowledged => "returned_unacknowledged",
-            Self::Normal => "normal",
-        }
-    }
-
-    /// The state after an acknowledgement: the same when it was acknowledged before, `None` when there is nothing
-    /// to acknowledge any more.
-    #[must_use]
-    pub const fn acknowledged(self) -> Option<Self> {
-        match self {
-            Self::Unacknowledged | Self::Acknowledged => Some(Self::Acknowledged),
-            Self::ReturnedUnacknowledged => Some(Self::Normal),
-            Self::Normal => None,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    Low,
-    Medium,
-    High,
-    Critical,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
