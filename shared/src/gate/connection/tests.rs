@@ -1,3 +1,5 @@
+//! The rules of one connection, as a table of what goes in and what is decided.
+
 use super::*;
 
 fn grant() -> Arc<Grant> {

@@ -1,3 +1,5 @@
+//! Packets as the standard has them, cut anywhere, damaged, and noise.
+
 use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
