@@ -148,6 +148,12 @@ impl Pipeline {
         &mut self.registry
     }
 
+    /// Intervals that hold readings and are not in a summary yet.
+    #[must_use]
+    pub fn open_intervals(&self) -> usize {
+        self.machines.iter().map(|entry| entry.machine.open_intervals()).sum()
+    }
+
     #[must_use]
     pub fn counters(&self) -> PipelineCounters {
         PipelineCounters {

@@ -35,7 +35,7 @@ impl Default for Settings {
             batch_records_max: 512,
             batch_bytes_max: 64 * 1_024,
             timeout: Duration::from_secs(5),
-            timeout_max: Duration::from_secs(60),
+            timeout_max: Duration::from_mins(1),
         }
     }
 }

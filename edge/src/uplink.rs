@@ -1,6 +1,6 @@
 //! Moves frames between the outbox and the cloud's broker; the rules are in [`session`](crate::session).
 //!
-//! Batches are signed at the moment of sending and published at QoS 0: only the cloud's receipt counts. Beside
+//! Batches are signed at the moment of sending and published at `QoS` 0: only the cloud's receipt counts. Beside
 //! them `Live` goes out each second and `Status` every 15 seconds, and both are dropped while the connection is
 //! busy. Two kinds of silence are told apart: a cloud that is away, and one whose frames are not signed by the key
 //! that was enrolled.
@@ -263,7 +263,7 @@ impl Connection<'_> {
                 }
             }
             Ok(Downlink::Desired(_)) => {
-                tracing::info!("the cloud wants another configuration: not known to this version")
+                tracing::info!("the cloud wants another configuration: not known to this version");
             }
             Err(FrameError::Signature) => self.uplink.state.foreign(),
             Err(error) => self.uplink.state.refused_frame(error),

@@ -27,7 +27,7 @@ mod accumulator;
 use accumulator::{Accumulator, Energy};
 
 /// How many readings of a sensor are remembered to know one that comes again.
-pub const RECENT: usize = 16;
+pub const RECENT: usize = 12;
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
 const OPEN_STEPS_MAX: usize = 600;
 
@@ -178,6 +178,12 @@ impl Window {
     /// Says which sensor measures electrical power, and how many watts its unit is.
     pub fn set_power(&mut self, power: Option<(SensorIx, f64)>) {
         self.power = power;
+    }
+
+    /// Intervals that hold readings and are not closed.
+    #[must_use]
+    pub fn open_intervals(&self) -> usize {
+        self.intervals.len()
     }
 
     /// The time of the latest reading.

@@ -2,6 +2,7 @@
 
 mod api;
 mod broken;
+mod daemon;
 mod database;
 mod enrolment;
 mod frames;

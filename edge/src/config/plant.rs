@@ -135,6 +135,14 @@ pub(super) fn sources(root: &mut Section<'_>) -> Vec<Source> {
     if present { sources.into_iter().map(|(source, _)| source).collect() } else { vec![source_by_default()] }
 }
 
+/// [`Format`] without its particulars.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Number,
+    Json,
+    Auto,
+}
+
 fn source(mut section: Section<'_>) -> Option<Source> {
     let topic = section.parsed("topic", Pattern::parse);
     if !section.has("topic") {
@@ -163,12 +171,6 @@ fn source(mut section: Section<'_>) -> Option<Source> {
     if several && section.has("value") {
         section.fault("value", "`values` is given too; a payload has either one value or an object of several");
     }
-    #[derive(Clone, Copy, PartialEq)]
-    enum Kind {
-        Number,
-        Json,
-        Auto,
-    }
     let kinds = [("number", Kind::Number), ("json", Kind::Json), ("auto", Kind::Auto)];
     let kind = section.choice("format", &kinds, if several { Kind::Json } else { Kind::Auto });
     if kind == Kind::Number {
@@ -194,7 +196,7 @@ fn source(mut section: Section<'_>) -> Option<Source> {
 fn check_names(section: &Section<'_>, topic: &Pattern, names: &Names, several: bool) {
     match (topic.has_machine(), names.machine.is_some()) {
         (false, false) => {
-            section.fault("topic", "which machine? put {machine} into the topic, or a `machine` beside it")
+            section.fault("topic", "which machine? put {machine} into the topic, or a `machine` beside it");
         }
         (true, true) => section.fault("machine", "the topic has {machine} already; keep one of the two"),
         _ => {}
@@ -221,7 +223,7 @@ fn periods(section: &mut Section<'_>, default: &Periods) -> Periods {
     let periods = Periods {
         step: section.duration("step", default.step, 10 * MS..=3_600 * SECOND),
         interval: section.duration("interval", default.interval, SECOND..=86_400 * SECOND),
-        lateness: section.duration("lateness", default.lateness, MS * 0..=86_400 * SECOND),
+        lateness: section.duration("lateness", default.lateness, Duration::ZERO..=86_400 * SECOND),
         hold: section.duration("hold", default.hold, 10 * MS..=86_400 * SECOND),
     };
     if !periods.interval.as_millis().is_multiple_of(periods.step.as_millis()) {

@@ -44,7 +44,8 @@ pub(super) struct Source<'t> {
 
 impl Source<'_> {
     pub(super) fn line(&self, offset: usize) -> usize {
-        self.text.as_bytes()[..offset.min(self.text.len())].iter().filter(|&&b| b == b'\n').count() + 1
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        before.matches('\n').count() + 1
     }
 
     pub(super) fn fault(&self, line: usize, key: String, message: impl Into<String>) {
@@ -150,13 +151,12 @@ impl<'s> Section<'s> {
         let mut entries = Vec::new();
         for (name, value) in table {
             let line = self.source.line(name.span().start);
-            match value.get_ref().as_str() {
-                Some(text) => entries.push((name.get_ref().as_ref(), text, line)),
-                None => {
-                    let key = format!("{}.{}", self.key(key), name.get_ref());
-                    self.source.fault(line, key, format!("it is {}, it should be a text", type_name(value.get_ref())));
-                }
-            }
+            let Some(text) = value.get_ref().as_str() else {
+                let key = format!("{}.{}", self.key(key), name.get_ref());
+                self.source.fault(line, key, format!("it is {}, it should be a text", type_name(value.get_ref())));
+                continue;
+            };
+            entries.push((name.get_ref().as_ref(), text, line));
         }
         entries
     }

@@ -157,7 +157,7 @@ mod tests {
         for bad in ["10", "s", "-1s", "1.5s", "10 parsecs", "", "99999999999999999999s", "18446744073709551615d"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-        assert_eq!(duration_text(Duration::from_secs(120)), "2m");
+        assert_eq!(duration_text(Duration::from_mins(2)), "2m");
         assert_eq!(bytes_text(512 << 20), "512MiB");
     }
 

@@ -45,6 +45,8 @@ pub(super) struct LineState {
     /// When it last went round, in microseconds of the monotonic clock.
     pub(super) progress_us: AtomicI64,
     pub(super) machines: AtomicU64,
+    /// Intervals that hold readings and are not in a summary yet.
+    pub(super) open_intervals: AtomicU64,
     pub(super) disk_failures: AtomicU64,
     /// What the disk says since it last failed; empty while it works.
     pub(super) disk: Mutex<Option<String>>,
@@ -126,6 +128,8 @@ impl Line {
             runtime.block_on(sleep(RETRY_AFTER));
         }
         self.works();
+        // How many they are is counted at the next tick; that there are some is seen at once.
+        self.state.open_intervals.fetch_max(u64::from(!readings.is_empty()), Relaxed);
         readings.clear();
         if readings.capacity() > READINGS_KEPT {
             *readings = Vec::new();
@@ -141,6 +145,7 @@ impl Line {
         let counters = self.pipeline.counters();
         let before = mem::replace(&mut *lock(&self.state.counters), counters);
         self.state.machines.store(self.pipeline.registry().len() as u64, Relaxed);
+        self.state.open_intervals.store(self.pipeline.open_intervals() as u64, Relaxed);
         if before.summaries != counters.summaries || before.events != counters.events {
             self.appended.notify_one();
         }

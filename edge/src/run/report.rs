@@ -154,8 +154,14 @@ impl Vitals {
         let (backlog, outbox) = self.outbox();
         let line = *lock(&self.line.counters);
         let machines = self.line.machines.load(Relaxed);
+        let open_intervals = self.line.open_intervals.load(Relaxed);
         let mut figures = vec![
             Figure::gauge("machines", "Machines known", machines as f64),
+            Figure::gauge(
+                "open_intervals",
+                "Intervals with readings that are not in a summary yet",
+                open_intervals as f64,
+            ),
             Figure::gauge("backlog_records", "Records that wait for a receipt", backlog.records as f64),
             Figure::gauge("backlog_bytes", "Bytes of the records that wait for a receipt", backlog.bytes as f64),
             Figure::gauge(

@@ -35,8 +35,10 @@ fn each_fault_has_file_line_key_and_remedy() {
 
 #[test]
 fn a_file_that_is_not_there_is_a_fault_of_the_configuration() {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_gemba-edge")).args(["run", "--config", "/nowhere/edge.toml"]).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_gemba-edge"))
+        .args(["run", "--config", "/nowhere/edge.toml"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(78));
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("/nowhere/edge.toml: it cannot be read"));
 }

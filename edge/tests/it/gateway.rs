@@ -10,7 +10,7 @@ use std::{
 
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 pub struct Gateway {
     directory: tempfile::TempDir,
@@ -91,11 +91,11 @@ impl Gateway {
     }
 
     /// A line of the metrics.
-    pub fn metric(&self, name: &str) -> f64 {
+    pub fn metric(&self, name: &str) -> u64 {
         let text = self.get("metrics").expect("the metrics are there");
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
         let value = line.and_then(|line| line.rsplit(' ').next()).unwrap_or_else(|| panic!("{name} is not in\n{text}"));
-        value.parse().unwrap()
+        value.parse::<f64>().unwrap() as u64
     }
 
     pub fn kill(&mut self) {

@@ -1,5 +1,7 @@
 //! The real `gemba-edge` binary, from outside.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod configuration;
 mod daemon;
 mod delivery;

@@ -103,7 +103,15 @@ async fn wait(what: &str, mut so: impl FnMut() -> bool) {
 }
 
 fn get(url: &str) -> Option<String> {
-    ureq::get(url).config().timeout_global(Some(Duration::from_secs(5))).build().call().ok()?.body_mut().read_to_string().ok()
+    ureq::get(url)
+        .config()
+        .timeout_global(Some(Duration::from_secs(5)))
+        .build()
+        .call()
+        .ok()?
+        .body_mut()
+        .read_to_string()
+        .ok()
 }
 
 /// The sum of a metric over its labels.
@@ -151,7 +159,12 @@ impl Plant {
         let ready = format!("http://{http}/readyz");
         wait("the cloud to be ready", || get(&ready).is_some()).await;
         let url = format!("mqtts://{}", link.address);
-        let token = Self::command(directory.path(), &cloud_binary(), "cloud.toml", &["gateway", "add", "hall-1", "--mqtt-url", &url]);
+        let token = Self::command(
+            directory.path(),
+            &cloud_binary(),
+            "cloud.toml",
+            &["gateway", "add", "hall-1", "--mqtt-url", &url],
+        );
         let token = token.lines().last().unwrap().to_owned();
         Self::command(directory.path(), &edge_binary(), "edge.toml", &["enroll", "--token", &token]);
         let edge = Self::start_edge(directory.path());
@@ -230,7 +243,8 @@ async fn wait_for_rows(database: &tokio_postgres::Client, rows: i64) {
 }
 
 async fn stored(database: &tokio_postgres::Client) -> BTreeMap<Cell, Figures> {
-    let sql = "SELECT m.name, s.name, (extract(epoch FROM r.start) * 1000000)::bigint, f.count, f.min, f.max, f.mean, f.sd
+    let sql =
+        "SELECT m.name, s.name, (extract(epoch FROM r.start) * 1000000)::bigint, f.count, f.min, f.max, f.mean, f.sd
         FROM summaries r
         JOIN machines m ON m.key = r.machine_key
         CROSS JOIN LATERAL unnest(r.counts, r.mins, r.maxs, r.means, r.sds) WITH ORDINALITY
@@ -280,7 +294,10 @@ async fn every_value_sent_is_stored_once_through_cuts_and_kills() {
     plant.link.cut();
     let before = count(&database, "SELECT count(*) FROM summaries").await;
     let metrics = format!("http://{}/metrics", plant.edge_http);
-    wait("a backlog on the gateway", || metric(&get(&metrics).unwrap_or_default(), "gemba_edge_backlog_records") > 20.0).await;
+    wait("a backlog on the gateway", || {
+        metric(&get(&metrics).unwrap_or_default(), "gemba_edge_backlog_records") > 20.0
+    })
+    .await;
     assert!(count(&database, "SELECT count(*) FROM summaries").await <= before + 10, "the link was cut");
     plant.link.mend();
     wait_for_rows(&database, before + 20).await;
@@ -312,7 +329,10 @@ async fn every_value_sent_is_stored_once_through_cuts_and_kills() {
     let values: i32 = sent.values().map(|figures| figures.count).sum();
     println!("{values} values sent, {} sensor summaries stored, none missing, none double", sent.len());
     if skab.exists() {
-        assert!(count(&database, "SELECT count(*) FROM alarms WHERE condition = 'anomaly'").await >= 2, "each valve raised an alarm");
+        assert!(
+            count(&database, "SELECT count(*) FROM alarms WHERE condition = 'anomaly'").await >= 2,
+            "each valve raised an alarm"
+        );
     }
     let Plant { edge, cloud, .. } = plant;
     edge.terminate();
