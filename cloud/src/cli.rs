@@ -107,7 +107,7 @@ enum Gateway {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(cli.log);
+    start_log(cli.log, if matches!(cli.command, Command::Serve) { "info" } else { "warn" });
     if matches!(cli.command, Command::Openapi) {
         return done(say(&crate::api::openapi()));
     }
@@ -145,9 +145,9 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn start_log(log: Log) {
+fn start_log(log: Log, level: &str) {
     let quiet = gemba_mqtt::broker::LOG_FILTER;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("info,{quiet}")));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{quiet}")));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log {
         Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -20,6 +20,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Child,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,7 @@ use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use nix::fcntl::{Flock, FlockArg};
 use tokio_postgres::{Config, NoTls};
+use tokio_util::sync::CancellationToken;
 
 mod process;
 
@@ -38,6 +40,8 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 /// How often it is started in vain, and the pause between.
 const STARTS_MAX: u32 = 20;
 const START_AGAIN: Duration = Duration::from_millis(500);
+/// How soon a server that died is noticed.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
 /// `sun_path` holds 108 bytes; the server adds `/.s.PGSQL.5432`.
 const SOCKET_DIRECTORY_BYTES_MAX: usize = 90;
@@ -56,11 +60,19 @@ pub enum Durability {
 /// A running private cluster.
 #[derive(Debug)]
 pub struct Cluster {
+    server: Arc<Server>,
+    in_use: Flock<File>,
+}
+
+#[derive(Debug)]
+struct Server {
     directory: PathBuf,
     sockets: PathBuf,
     password: String,
-    server: Option<Child>,
-    in_use: Flock<File>,
+    durability: Durability,
+    account: Account,
+    /// Where this process started it.
+    child: Mutex<Option<Child>>,
 }
 
 impl Cluster {
@@ -88,7 +100,7 @@ impl Cluster {
     #[must_use]
     pub fn config_of(&self, database: &str) -> Config {
         let mut config = Config::new();
-        config.host_path(&self.sockets).port(PORT).user(USER).password(&self.password).dbname(database);
+        config.host_path(&self.server.sockets).port(PORT).user(USER).password(&self.server.password).dbname(database);
         config
     }
 
@@ -118,7 +130,7 @@ impl Cluster {
     /// The process of the server, where it runs.
     #[must_use]
     pub fn server_pid(&self) -> Option<i32> {
-        Postmaster::of(&self.directory.join("data")).map(|postmaster| postmaster.pid.as_raw())
+        Postmaster::of(&self.server.data()).map(|postmaster| postmaster.pid.as_raw())
     }
 
     /// Stops the server (waiting for open transactions to be rolled back, not for clients to leave), unless
@@ -130,65 +142,108 @@ impl Cluster {
         tokio::task::spawn_blocking(move || self.stop_blocking()).await.context("the stop was interrupted")?
     }
 
+    /// Starts the server again whenever it dies, until `cancel`.
+    pub async fn keep_running(&self, cancel: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(WATCH_EVERY) => {}
+            }
+            if Postmaster::of(&self.server.data()).is_some() {
+                continue;
+            }
+            tracing::error!("the private PostgreSQL died: starting it again");
+            let server = Arc::clone(&self.server);
+            match tokio::task::spawn_blocking(move || server.bring_up()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(error = format!("{error:#}"), "the private PostgreSQL does not start")
+                }
+                Err(error) => tracing::error!(%error, "the start of PostgreSQL was interrupted"),
+            }
+        }
+    }
+
     fn start_blocking(directory: &Path, durability: Durability) -> anyhow::Result<Self> {
         let account = Account::for_server()?;
         let directory = prepare(directory, &account)?;
-        let _starting = lock(&directory.join("start.lock"), FlockArg::LockExclusive)?;
         let in_use = lock(&directory.join("use.lock"), FlockArg::LockShared)?;
-        let password = password(&directory)?;
-        let data = directory.join("data");
-        let sockets = socket_directory(&directory, &account)?;
-        let deadline = Instant::now() + START_MAX;
+        let server = {
+            let _starting = lock(&directory.join("start.lock"), FlockArg::LockExclusive)?;
+            let (password, sockets) = (password(&directory)?, socket_directory(&directory, &account)?);
+            Server { directory, sockets, password, durability, account, child: Mutex::default() }
+        };
+        server.bring_up()?;
+        Ok(Self { server: Arc::new(server), in_use })
+    }
 
-        let mut server = None;
-        let running = Postmaster::of(&data);
-        if running.as_ref().is_some_and(Postmaster::stopping) {
-            wait(deadline, || Postmaster::of(&data).is_none()).context("PostgreSQL does not end its shutdown")?;
-        } else if running.is_some() {
-            wait(deadline, || Postmaster::of(&data).is_some_and(|p| p.ready()))
-                .context("PostgreSQL runs and does not become ready")?;
-            tracing::info!(directory = %directory.display(), "adopted the running private PostgreSQL");
-            return Ok(Self { directory, sockets, password, server, in_use });
+    fn stop_blocking(self) -> anyhow::Result<()> {
+        let Self { server, in_use } = self;
+        let _stopping = lock(&server.directory.join("start.lock"), FlockArg::LockExclusive)?;
+        drop(in_use);
+        if lock(&server.directory.join("use.lock"), FlockArg::LockExclusiveNonblock).is_err() {
+            tracing::info!("left the private PostgreSQL running: another process uses it");
+            return Ok(());
         }
+        let data = server.data();
+        let Some(postmaster) = Postmaster::of(&data) else { return Ok(()) };
+        postmaster.stop()?;
+        wait(Instant::now() + STOP_MAX, || {
+            server.reap();
+            Postmaster::of(&data).is_none_or(|now| now.pid != postmaster.pid)
+        })
+        .context("PostgreSQL does not stop")
+    }
+}
 
+impl Server {
+    fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Lets a server that ended go; a new one would take it for alive.
+    fn reap(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if child.as_mut().is_some_and(ended) {
+            *child = None;
+        }
+    }
+
+    /// Until a server is ready: the one that runs, or a new one; in the first start of all with a new cluster.
+    fn bring_up(&self) -> anyhow::Result<()> {
+        let _starting = lock(&self.directory.join("start.lock"), FlockArg::LockExclusive)?;
+        self.reap();
+        let deadline = Instant::now() + START_MAX;
+        let data = self.data();
+        let ready = || Postmaster::of(&data).is_some_and(|postmaster| postmaster.ready());
+        match Postmaster::of(&data) {
+            Some(postmaster) if postmaster.stopping() => {
+                wait(deadline, || Postmaster::of(&data).is_none()).context("PostgreSQL does not end its shutdown")?;
+            }
+            Some(_) => {
+                wait(deadline, ready).context("PostgreSQL runs and does not become ready")?;
+                tracing::info!(directory = %self.directory.display(), "adopted the running private PostgreSQL");
+                return Ok(());
+            }
+            None => {}
+        }
         let installation = Installation::find()?;
         if !data.exists() {
-            installation.init(&directory, &data, &password, &account, durability)?;
+            installation.init(&self.directory, &data, &self.password, &self.account, self.durability)?;
         }
-        let log = directory.join("log");
+        let log = self.directory.join("log");
         for _ in 0..STARTS_MAX {
-            let mut child = installation.serve(&data, &sockets, &log, &account, durability)?;
-            wait(deadline, || ended(&mut child) || Postmaster::of(&data).is_some_and(|p| p.ready()))
-                .context("PostgreSQL does not become ready")?;
+            let mut child = installation.serve(&data, &self.sockets, &log, &self.account, self.durability)?;
+            wait(deadline, || ended(&mut child) || ready()).context("PostgreSQL does not become ready")?;
             if !ended(&mut child) {
-                server = Some(child);
-                break;
+                *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+                tracing::info!(directory = %self.directory.display(), "started the private PostgreSQL");
+                return Ok(());
             }
             // It refuses to start while children of a killed server still run; they end by themselves.
             std::thread::park_timeout(START_AGAIN);
         }
-        if server.is_none() {
-            bail!("PostgreSQL did not start; {} ends with:\n{}", log.display(), tail(&log));
-        }
-        tracing::info!(directory = %directory.display(), "started the private PostgreSQL");
-        Ok(Self { directory, sockets, password, server, in_use })
-    }
-
-    fn stop_blocking(self) -> anyhow::Result<()> {
-        let Self { directory, in_use, mut server, .. } = self;
-        let _stopping = lock(&directory.join("start.lock"), FlockArg::LockExclusive)?;
-        drop(in_use);
-        if lock(&directory.join("use.lock"), FlockArg::LockExclusiveNonblock).is_err() {
-            tracing::info!("left the private PostgreSQL running: another process uses it");
-            return Ok(());
-        }
-        let data = directory.join("data");
-        let Some(postmaster) = Postmaster::of(&data) else { return Ok(()) };
-        postmaster.stop()?;
-        wait(Instant::now() + STOP_MAX, || {
-            server.as_mut().is_none_or(ended) && Postmaster::of(&data).is_none_or(|p| p.pid != postmaster.pid)
-        })
-        .context("PostgreSQL does not stop")
+        bail!("PostgreSQL did not start; {} ends with:\n{}", log.display(), tail(&log))
     }
 }
 

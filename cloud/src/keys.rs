@@ -2,8 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `cloud.pem` | Ed25519; signs what goes to gateways; gateways know it from their enrolment |
-//! | `tokens.pem` | Ed25519; signs the tokens of the web API |
+//! | `cloud.pem` | Ed25519; signs what goes to gateways, who know it from their enrolment; the web API derives its own from it |
 //! | `mqtt-ca.pem`, `mqtt.pem`, `mqtt-key.pem` | the broker's certificate and who vouches for it, unless one is configured |
 //!
 //! Losing `cloud.pem` means enrolling every gateway anew: it belongs in the backup. All are of mode 0600.
@@ -35,8 +34,6 @@ pub struct Certificate {
 pub struct Keys {
     /// Signs receipts, commands and enrolments.
     pub signing: SigningKey,
-    /// Signs the tokens of the web API.
-    pub tokens: SigningKey,
     directory: PathBuf,
 }
 
@@ -64,11 +61,7 @@ impl Keys {
             .mode(0o700)
             .create(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self {
-            signing: signing_key(&directory.join("cloud.pem"))?,
-            tokens: signing_key(&directory.join("tokens.pem"))?,
-            directory,
-        })
+        Ok(Self { signing: signing_key(&directory.join("cloud.pem"))?, directory })
     }
 
     /// The broker's certificate for these names (host names or addresses), made once and anew when the names change.
@@ -101,6 +94,15 @@ impl Keys {
             pem
         };
         Ok(Certificate { authority_pem, chain_pem, key_pem: key.serialize_pem() })
+    }
+
+    /// A name that tells this cloud from others that work beside it; made once.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub fn instance(&self) -> anyhow::Result<String> {
+        let name = self.kept("instance.txt", || Ok(uuid::Uuid::new_v4().simple().to_string()))?;
+        Ok(name.trim().to_owned())
     }
 
     fn pem_key(&self, name: &str) -> anyhow::Result<KeyPair> {
@@ -164,7 +166,6 @@ mod tests {
         let first = Keys::open(directory.path()).unwrap();
         let again = Keys::open(directory.path()).unwrap();
         assert_eq!(first.signing.to_bytes(), again.signing.to_bytes());
-        assert_ne!(first.signing.to_bytes(), first.tokens.to_bytes());
 
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let certificate = first.certificate(&names).unwrap();

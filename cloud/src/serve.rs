@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use gemba_mqtt::delivery::Delivery;
 use jiff::SignedDuration;
 use sd_notify::NotifyState;
 use tokio::{
@@ -38,10 +39,12 @@ use crate::{
 };
 
 pub mod database;
+pub mod external;
 pub mod gateways;
 pub mod web;
 
 use database::Database;
+use external::External;
 use gateways::Port;
 
 /// Deliveries that wait for intake.
@@ -72,19 +75,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let keys = Keys::open(&config.data_dir)?;
     let tls = https(&config)?;
     let listener = web::Listener::bind(config.http.listen, tls).await?;
-    let port = Port::open(&config.mqtt, &keys).await?;
+    let link = Link::open(&config, &keys).await?;
     let database = tokio::select! {
         () = &mut stop => return Ok(()),
         database = Database::open(&config) => database?,
     };
-    let migrated = tokio::select! {
-        () = &mut stop => Ok(()),
-        migrated = migrate(&database.store) => migrated,
+    let finished = CancellationToken::new();
+    let serving = async {
+        let migrated = tokio::select! {
+            () = &mut stop => return Ok(()),
+            migrated = migrate(&database.store) => migrated,
+        };
+        migrated?;
+        Daemon::new(&config, keys, database.store.clone(), link)?.serve(listener, started, &mut stop).await
     };
-    let served = match migrated {
-        Ok(()) => Daemon::new(&config, keys, database.store.clone(), port).serve(listener, started, &mut stop).await,
-        Err(error) => Err(error),
+    let serving = async {
+        let served = serving.await;
+        finished.cancel();
+        served
     };
+    let (served, ()) = tokio::join!(serving, database.keep_running(&finished));
     let closed = database.close().await;
     served.and(closed)
 }
@@ -118,10 +128,46 @@ async fn days_ahead(store: &Store) -> Result<(), crate::store::StoreError> {
     store.make_days(&(0..=DAYS_AHEAD).map(day).collect::<BTreeSet<_>>()).await
 }
 
+/// Where frames come from.
+enum Link {
+    Own(Port),
+    External(Box<External>),
+}
+
+impl Link {
+    async fn open(config: &Config, keys: &Keys) -> anyhow::Result<Self> {
+        match &config.mqtt.url {
+            Some(url) => {
+                // The same after every start, and another for every cloud that shares the load.
+                let name = keys.instance()?;
+                Ok(Self::External(Box::new(External::open(url, &config.mqtt, &name)?)))
+            }
+            None => Port::open(&config.mqtt, keys).await.map(Self::Own),
+        }
+    }
+
+    fn authority_pem(&self, config: &Config) -> anyhow::Result<Option<String>> {
+        match (self, &config.mqtt.ca_file) {
+            (Self::Own(port), _) => Ok(port.authority_pem.clone()),
+            (Self::External(_), None) => Ok(None),
+            (Self::External(_), Some(file)) => {
+                std::fs::read_to_string(file).map(Some).with_context(|| format!("cannot read {}", file.display()))
+            }
+        }
+    }
+
+    fn addresses(&self) -> &[std::net::SocketAddr] {
+        match self {
+            Self::Own(port) => port.gate.addresses(),
+            Self::External(_) => &[],
+        }
+    }
+}
+
 struct Daemon {
     keys: Keys,
     store: Store,
-    port: Port,
+    link: Link,
     offer: Offer,
     settings: intake::Settings,
     patience: Patience,
@@ -131,14 +177,14 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(config: &Config, keys: Keys, store: Store, port: Port) -> Self {
-        let offer = Offer { url: config.mqtt.gateways_url(), ca_pem: port.authority_pem.clone() };
+    fn new(config: &Config, keys: Keys, store: Store, link: Link) -> anyhow::Result<Self> {
+        let offer = Offer { url: config.mqtt.gateways_url(), ca_pem: link.authority_pem(config)? };
         let metrics = Arc::new(Metrics::default());
         metrics.storing.set(1);
-        Self {
+        Ok(Self {
             keys,
             store,
-            port,
+            link,
             offer,
             settings: intake::Settings {
                 offline_after: config.alarms.offline_after,
@@ -148,7 +194,7 @@ impl Daemon {
             metrics,
             changes: broadcast::channel(CHANGES_MAX).0,
             stopping: Arc::default(),
-        }
+        })
     }
 
     async fn serve(
@@ -162,28 +208,12 @@ impl Daemon {
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
 
-        let gate = Arc::clone(&self.port.gate);
-        let authenticate = gateways::authenticate(self.store.clone(), Arc::clone(&self.metrics));
-        let cancel = first.clone();
-        tasks.spawn(async move {
-            gate.run(authenticate, deliveries, cancel).await;
-            Ok("gate")
-        });
+        self.link(&mut tasks, deliveries, answered, &first, &last);
         let intake = Intake::new(self.intake_parts(answers));
         let cancel = middle.clone();
         tasks.spawn(async move {
             intake.run(delivered, cancel).await;
             Ok("intake")
-        });
-        let publisher = self.port.broker.publisher();
-        tasks.spawn(async move { send_answers(answered, publisher).await.map(|()| "answers") });
-        let watch = gateways::watch_broker(self.port.broker.clone(), last.clone());
-        tasks.spawn(async move { watch.await.map(|()| "broker") });
-        let cut =
-            gateways::cut_off(self.store.clone(), Arc::clone(&self.port.gate), Arc::clone(&self.metrics), last.clone());
-        tasks.spawn(async move {
-            cut.await;
-            Ok("cut-off")
         });
         tasks.spawn(keep_days(self.store.clone(), last.clone()));
         let feed = Feed::default();
@@ -199,7 +229,7 @@ impl Daemon {
         tasks.spawn(async move { web::serve(listener, app, cancel).await.map(|()| "web") });
 
         tracing::info!(
-            http = %address, mqtt = ?self.port.gate.addresses(), ms = started.elapsed().as_millis() as u64, "ready"
+            http = %address, mqtt = ?self.link.addresses(), ms = started.elapsed().as_millis() as u64, "ready"
         );
         notify(&[NotifyState::Ready]);
         let ended = tokio::select! {
@@ -218,6 +248,48 @@ impl Daemon {
             Err(Ok(Err(error))) => Err(error),
             Err(Err(error)) => Err(error).context("a part of the daemon ended badly"),
         }
+    }
+
+    /// What lies between gateways and intake: our own port and broker, or somebody else's.
+    fn link(
+        &self,
+        tasks: &mut JoinSet<anyhow::Result<&'static str>>,
+        deliveries: mpsc::Sender<Delivery>,
+        answered: mpsc::Receiver<Answer>,
+        first: &CancellationToken,
+        last: &CancellationToken,
+    ) {
+        let (first, last) = (first.clone(), last.clone());
+        let port = match &self.link {
+            Link::Own(port) => port,
+            Link::External(external) => {
+                let (taking, answering) = (external.clone(), external.clone());
+                tasks.spawn(async move {
+                    taking.take(deliveries, first).await;
+                    Ok("broker")
+                });
+                tasks.spawn(async move {
+                    answering.answer(answered, last).await;
+                    Ok("answers")
+                });
+                return;
+            }
+        };
+        let gate = Arc::clone(&port.gate);
+        let authenticate = gateways::authenticate(self.store.clone(), Arc::clone(&self.metrics));
+        tasks.spawn(async move {
+            gate.run(authenticate, deliveries, first).await;
+            Ok("gate")
+        });
+        let publisher = port.broker.publisher();
+        tasks.spawn(async move { send_answers(answered, publisher).await.map(|()| "answers") });
+        let watch = gateways::watch_broker(port.broker.clone(), last.clone());
+        tasks.spawn(async move { watch.await.map(|()| "broker") });
+        let cut = gateways::cut_off(self.store.clone(), Arc::clone(&port.gate), Arc::clone(&self.metrics), last);
+        tasks.spawn(async move {
+            cut.await;
+            Ok("cut-off")
+        });
     }
 
     fn intake_parts(&self, answers: mpsc::Sender<Answer>) -> intake::Parts {

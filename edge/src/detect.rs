@@ -75,6 +75,8 @@ pub struct Detector {
     /// Steps that the model could not judge.
     model_failures: u64,
     learnt_changed: bool,
+    /// Of what was learnt, as it was last written out.
+    learnt_bytes: u32,
 }
 
 /// What changes with every step.
@@ -118,6 +120,7 @@ impl Detector {
             history: VecDeque::with_capacity(WINDOW_STEPS_MAX),
             model_failures: 0,
             learnt_changed: false,
+            learnt_bytes: 0,
         }
     }
 

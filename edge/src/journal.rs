@@ -42,7 +42,9 @@ pub struct JournalSettings {
 
 impl Default for JournalSettings {
     fn default() -> Self {
-        Self { generations: GenerationSettings::default(), budget_bytes: 256 * 1_024 * 1_024 }
+        // Written at a high rate, read only at the start, and trimmed after seconds.
+        let generations = GenerationSettings { generation_bytes: 8 * 1_024 * 1_024, cache_bytes: 1_024 * 1_024 };
+        Self { generations, budget_bytes: 256 * 1_024 * 1_024 }
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Machine {
     detector: Detector,
     catalog: Catalog,
     catalog_changed: bool,
+    /// Of the catalog that was last written out.
+    saved_revision: Option<u32>,
     mode_sensor: Option<usize>,
     mode: Mode,
 }
@@ -97,6 +99,7 @@ impl Machine {
             detector,
             catalog,
             catalog_changed: false,
+            saved_revision: None,
             mode_sensor: None,
             mode: Mode::Unknown,
         }
@@ -290,8 +293,10 @@ impl Machine {
         let detector = self.detector.save(&mut parts);
         let saved = Saved { window: self.window.clone(), detector, mode: self.mode, mark };
         parts.push((CORE_PART, postcard::to_stdvec(&saved)?));
-        // The catalog is small beside the rest, and says by its revision whether it is new.
-        parts.push((CATALOG_PART, postcard::to_stdvec(&self.catalog)?));
+        if self.saved_revision != Some(self.catalog.revision) || self.catalog_changed {
+            parts.push((CATALOG_PART, postcard::to_stdvec(&self.catalog)?));
+            self.saved_revision = Some(self.catalog.revision);
+        }
         Ok(parts)
     }
 

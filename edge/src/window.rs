@@ -27,7 +27,7 @@ mod accumulator;
 use accumulator::{Accumulator, Energy};
 
 /// How many readings of a sensor are remembered to know one that comes again.
-pub const RECENT: usize = 16;
+pub const RECENT: usize = 12;
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
 const OPEN_STEPS_MAX: usize = 600;
 

@@ -9,7 +9,7 @@
 //! themselves. MQTT 3.1.1 has no way to refuse one PUBLISH: one that the grant does not cover is counted,
 //! answered like any other, and goes nowhere. A SUBSCRIBE beyond the grant is refused for that filter (0x80).
 //! Topics and filters that begin with `$` (shared subscriptions with them) are refused in the same way.
-//! QoS 2 is taken from publishers; subscribers are granted at most QoS 1.
+//! `QoS` 2 is taken from publishers; subscribers are granted at most `QoS` 1.
 
 pub mod connection;
 pub mod filter;

@@ -1,6 +1,7 @@
 //! The database of the configuration: one that is given, or the private cluster.
 
 use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cluster::{Cluster, Durability},
@@ -31,6 +32,14 @@ impl Database {
         };
         let store = Store::new(how, config.database_connections_max).context("cannot set the database up")?;
         Ok(Self { store, cluster })
+    }
+
+    /// Keeps the private cluster running until `cancel`; a database that was given is its owner's.
+    pub async fn keep_running(&self, cancel: &CancellationToken) {
+        match &self.cluster {
+            Some(cluster) => cluster.keep_running(cancel).await,
+            None => cancel.cancelled().await,
+        }
     }
 
     /// Ends connections, and the private cluster unless somebody else uses it.

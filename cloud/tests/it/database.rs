@@ -40,7 +40,7 @@ async fn cluster() -> &'static Cluster {
 }
 
 /// A migrated database that no other test uses.
-pub async fn config() -> tokio_postgres::Config {
+pub(crate) async fn config() -> tokio_postgres::Config {
     let cluster = cluster().await;
     let template = || async {
         cluster.create_database("template_gemba").await.expect("a template");
@@ -68,12 +68,12 @@ pub async fn config() -> tokio_postgres::Config {
 }
 
 /// A store over a migrated database that no other test uses.
-pub async fn store() -> Store {
+pub(crate) async fn store() -> Store {
     Store::new(config().await, 8).expect("a store")
 }
 
 /// An empty database.
-pub async fn empty() -> tokio_postgres::Config {
+pub(crate) async fn empty() -> tokio_postgres::Config {
     let cluster = cluster().await;
     let name = format!("empty_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
     cluster.create_database(&name).await.expect("a database");

@@ -1,5 +1,11 @@
 //! The cloud against a real PostgreSQL.
 
 mod api;
+mod broken;
+mod daemon;
 mod database;
+mod enrolment;
+mod frames;
+mod intake;
+mod plant;
 mod schema;

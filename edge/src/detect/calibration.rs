@@ -92,7 +92,7 @@ impl Rows {
 }
 
 /// What is normal for a machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Learnt {
     pub baseline: Baseline,
     /// Where a model judges.
@@ -108,6 +108,7 @@ pub struct LearntModel {
     channels: Vec<u16>,
     mean: Vec<f32>,
     scale: Vec<f32>,
+    /// Empty while `ready` has it: it is the bulk of a machine's memory.
     memory: Vec<f32>,
     pub threshold: f32,
     /// Made again after a restart.
@@ -119,13 +120,6 @@ pub struct LearntModel {
 struct Ready {
     plan: std::sync::Arc<super::model::Plan>,
     calibrated: std::sync::Arc<Calibrated>,
-}
-
-impl PartialEq for LearntModel {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.name, &self.channels, &self.mean, &self.scale, &self.memory, self.threshold)
-            == (&other.name, &other.channels, &other.mean, &other.scale, &other.memory, other.threshold)
-    }
 }
 
 impl Learnt {
@@ -151,6 +145,14 @@ impl Learnt {
             }
         });
         Self { baseline, model }
+    }
+}
+
+impl Learnt {
+    /// What is written out.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let whole = Self { baseline: self.baseline.clone(), model: self.model.as_ref().map(LearntModel::whole) };
+        postcard::to_stdvec(&whole).unwrap_or_default()
     }
 }
 
@@ -215,10 +217,20 @@ impl LearntModel {
     /// # Errors
     /// If tract refuses the graph for so many channels.
     pub(super) fn prepare(&mut self, model: &Model) -> Result<(), ModelError> {
-        let calibrated = Calibrated { mean: self.mean.clone(), scale: self.scale.clone(), memory: self.memory.clone() };
         let plan = model.plan(self.channels.len())?;
+        let memory = std::mem::take(&mut self.memory);
+        let calibrated = Calibrated { mean: self.mean.clone(), scale: self.scale.clone(), memory };
         self.ready = Some(Ready { plan, calibrated: calibrated.into() });
         Ok(())
+    }
+
+    /// A copy with all that must be kept.
+    fn whole(&self) -> Self {
+        let mut whole = self.clone();
+        if let Some(ready) = whole.ready.take() {
+            whole.memory.clone_from(&ready.calibrated.memory);
+        }
+        whole
     }
 
     /// The model's window of the last `steps` of these rows; `None` if there are not enough.

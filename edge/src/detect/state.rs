@@ -37,14 +37,12 @@ impl Detector {
     /// The state as it is: the core, and the parts that changed since the last call.
     pub fn save(&mut self, parts: &mut Vec<(u16, Vec<u8>)>) -> CoreState {
         let serial = self.core.serial.to_le_bytes();
-        let mut learnt_bytes = 0;
-        if let Some(learnt) = &self.learnt {
-            let bytes = postcard::to_stdvec(learnt).unwrap_or_default();
-            learnt_bytes = u32::try_from(bytes.len()).unwrap_or(0);
-            if std::mem::take(&mut self.learnt_changed) {
-                for (number, block) in (LEARNT_PART..ROWS_PART).zip(bytes.chunks(BLOCK_BYTES)) {
-                    parts.push((number, [&serial, block].concat()));
-                }
+        if let Some(learnt) = self.learnt.as_ref().filter(|_| self.learnt_changed) {
+            let bytes = learnt.encode();
+            self.learnt_bytes = u32::try_from(bytes.len()).unwrap_or(0);
+            self.learnt_changed = false;
+            for (number, block) in (LEARNT_PART..ROWS_PART).zip(bytes.chunks(BLOCK_BYTES)) {
+                parts.push((number, [&serial, block].concat()));
             }
         }
         let width = self.rows.width();
@@ -58,7 +56,7 @@ impl Detector {
         let skipped = self.history.len().saturating_sub(looked_at);
         CoreState {
             core: self.core.clone(),
-            learnt_bytes,
+            learnt_bytes: if self.learnt.is_some() { self.learnt_bytes } else { 0 },
             rows_width: u16::try_from(width).unwrap_or(u16::MAX),
             rows: u32::try_from(self.rows.len()).unwrap_or(u32::MAX),
             history: self.history.iter().skip(skipped).map(|(at, row)| (*at, row.to_vec())).collect(),
@@ -77,6 +75,7 @@ impl Detector {
         let whole = if learnt_bytes > 0 {
             let learnt = learnt_of(parts, serial, learnt_bytes);
             this.learnt = learnt.and_then(|learnt| this.prepare(learnt));
+            this.learnt_bytes = state.learnt_bytes;
             this.learnt.is_some()
         } else {
             let rows = rows_of(parts, serial, width, rows);

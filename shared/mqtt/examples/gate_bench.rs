@@ -1,4 +1,4 @@
-//! How many QoS 1 publishes a second pass the gate, with a consumer that acknowledges at once, and what an idle
+//! How many `QoS` 1 publishes a second pass the gate, with a consumer that acknowledges at once, and what an idle
 //! connection costs. `cargo run --release -p gemba-mqtt --example gate_bench [connections] [messages]`
 //!
 //! The load runs in a process of its own (this program again), so that the gate's time is the gate's.

@@ -91,6 +91,12 @@ pub enum PublishError {
     Dead,
 }
 
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 impl Broker {
     /// Starts the broker on a free port. Blocks for some milliseconds.
     ///
@@ -177,7 +183,7 @@ fn message(topic: Bytes, payload: Bytes) -> Publish {
 fn secret() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 fn connect_packet(login: &Login, client_id: &str, clean_session: bool) -> Packet {
@@ -191,12 +197,13 @@ fn connect_packet(login: &Login, client_id: &str, clean_session: bool) -> Packet
     }))
 }
 
+#[expect(clippy::disallowed_methods, reason = "it waits for another thread, at most until a deadline")]
 fn start_on(address: SocketAddr, settings: BrokerSettings, login: &Login) -> Result<Publisher, BrokerError> {
     let failed = |error: &dyn std::fmt::Display| BrokerError::Start(error.to_string());
     let mut broker = rumqttd::Broker::new(config(address, settings, login));
     let (link, link_rx) = broker.link("gemba").map_err(|error| failed(&error))?;
     // It ends at once when the port was taken, and never otherwise.
-    let server = thread::Builder::new().name("broker".into()).spawn(move || broker.start())?;
+    let server = thread::Builder::new().name("broker".into()).spawn(move || broker.start().is_ok())?;
     let deadline = Instant::now() + START_TIMEOUT;
     while let Err(error) = greet(address, login) {
         if server.is_finished() || Instant::now() > deadline {
@@ -254,6 +261,7 @@ fn config(address: SocketAddr, settings: BrokerSettings, login: &Login) -> Confi
 
 /// Moves messages to the router until the broker or every publisher is gone. The receiving half of the link is
 /// only kept alive: nothing is ever sent to it.
+#[expect(clippy::disallowed_methods, reason = "a thread of its own; the broker does not say when it has room")]
 fn forward(mut messages: mpsc::Receiver<Publish>, mut link: LinkTx, _link_rx: LinkRx) {
     while let Some(first) = messages.blocking_recv() {
         // The router takes the buffer whole; while it is stuck the buffer must not grow.
@@ -277,7 +285,7 @@ fn forward(mut messages: mpsc::Receiver<Publish>, mut link: LinkTx, _link_rx: Li
     }
 }
 
-/// The broker delivers at each subscriber's QoS, whatever the publisher's was; at 0 it need not answer us.
+/// The broker delivers at each subscriber's `QoS`, whatever the publisher's was; at 0 it need not answer us.
 fn to_broker(publish: Publish) -> rumqttd::protocol::Packet {
     let Publish { retain, topic, payload, .. } = publish;
     let publish = rumqttd::protocol::Publish::new(topic, payload, retain);

@@ -59,6 +59,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// If the URL or a file is of no use; the error says which.
+    #[expect(clippy::disallowed_methods, reason = "this is the place that sets it")]
     pub fn options(&self, client_id: &str, packet_bytes_max: usize) -> Result<MqttOptions, EndpointError> {
         let address = Address::parse(&self.url).map_err(|why| EndpointError::Url(self.url.clone(), why))?;
         let mut options = MqttOptions::new(client_id, address.host, address.port);
@@ -186,7 +187,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self::new(Duration::from_millis(500), Duration::from_secs(60), Duration::from_secs(30))
+        Self::new(Duration::from_millis(500), Duration::from_mins(1), Duration::from_secs(30))
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{broker::Broker, delivery::Delivery};
 
 pub(crate) mod backend;
+mod chunk;
 mod client;
 mod counters;
 mod greeting;
@@ -55,6 +57,15 @@ pub struct Credentials {
     pub peer: SocketAddr,
 }
 
+/// Without the password.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("Credentials");
+        text.field("client_id", &self.client_id).field("username", &self.username).field("peer", &self.peer);
+        text.finish_non_exhaustive()
+    }
+}
+
 /// Why a client is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
@@ -67,7 +78,7 @@ pub enum Denied {
 /// Decides who a client is and what it may do. Run off the runtime what takes long (a password's hash).
 pub type Authenticate = Arc<dyn Fn(Credentials) -> BoxFuture<'static, Result<Arc<Grant>, Denied>> + Send + Sync>;
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     pub address: SocketAddr,
     pub tls: Option<Arc<rustls::ServerConfig>>,
@@ -107,8 +118,8 @@ impl Default for Limits {
             subscriptions_max: 64,
             sessions_max: 1_024,
             connect_timeout: Duration::from_secs(10),
-            silence_max: Duration::from_secs(3_600),
-            packet_timeout: Duration::from_secs(120),
+            silence_max: Duration::from_hours(1),
+            packet_timeout: Duration::from_mins(2),
         }
     }
 }
@@ -126,6 +137,12 @@ pub(crate) struct Shared {
     registry: Arc<Registry>,
     counters: Arc<Counters>,
     per_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
 }
 
 impl Gate {
@@ -164,11 +181,10 @@ impl Gate {
         self.shared.counters.clone()
     }
 
-    /// Ends the connections of this name, since its grant has changed, say; how many.
-    pub fn disconnect(&self, name: &str) -> usize {
+    /// Ends the connections of this name, since its grant has changed, say.
+    pub fn disconnect(&self, name: &str) {
         let count = self.shared.registry.disconnect(name);
         Counters::add(&self.shared.counters.disconnected, count as u64);
-        count
     }
 
     /// Serves clients until `cancel`, then ends their connections. Deliveries that were sent by then may still

@@ -1,3 +1,7 @@
+//! What a frame carries, and everything that it refuses.
+
+#![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
+
 use expect_test::expect;
 use proptest::{collection::vec, prelude::*};
 

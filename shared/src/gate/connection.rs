@@ -272,9 +272,8 @@ impl Connection {
 
     fn repeated(&self, publish: &Publish) -> Option<u64> {
         match publish.qos {
-            QoS::AtMostOnce => None,
             QoS::AtLeastOnce if publish.dup => self.session.repeated(publish),
-            QoS::AtLeastOnce => None,
+            QoS::AtMostOnce | QoS::AtLeastOnce => None,
             QoS::ExactlyOnce => self.session.unreleased(publish.id),
         }
     }

@@ -36,7 +36,7 @@ pub struct Publish {
     pub retain: bool,
     /// As it was sent: not checked.
     pub topic: Bytes,
-    /// Zero at QoS 0, and never otherwise.
+    /// Zero at `QoS` 0, and never otherwise.
     pub id: u16,
     pub payload: Bytes,
 }
@@ -62,7 +62,10 @@ pub struct Connect {
 /// Without the password.
 impl std::fmt::Debug for Connect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connect").field("client_id", &self.client_id).field("username", &self.username).finish()
+        f.debug_struct("Connect")
+            .field("client_id", &self.client_id)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -384,7 +387,7 @@ fn put_header(first: u8, mut length: usize, out: &mut BytesMut) {
 }
 
 fn put_bytes(bytes: &[u8], out: &mut BytesMut) {
-    debug_assert!(bytes.len() <= usize::from(u16::MAX), "a text is too long for MQTT");
+    debug_assert!(u16::try_from(bytes.len()).is_ok(), "a text is too long for MQTT");
     out.put_u16(u16::try_from(bytes.len()).unwrap_or(u16::MAX));
     out.put_slice(bytes);
 }

@@ -17,7 +17,7 @@ use super::{
 pub struct Session {
     messages: u64,
     recent: VecDeque<Recent>,
-    /// QoS 2: identifiers between PUBLISH and PUBREL, with the number of their message.
+    /// `QoS` 2: identifiers between PUBLISH and PUBREL, with the number of their message.
     unreleased: BTreeMap<u16, u64>,
     subscriptions: BTreeMap<Filter, QoS>,
 }

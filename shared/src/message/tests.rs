@@ -1,6 +1,8 @@
 //! The wire, byte for byte. A diff here is a change of the contract: an old gateway must still be read, so
 //! only additions at the end of an enum are harmless.
 
+#![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
+
 use std::fmt::{Debug, Write as _};
 
 use expect_test::{Expect, expect};
@@ -27,6 +29,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 #[track_caller]
+#[expect(clippy::needless_pass_by_value, reason = "the macro makes a value")]
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, expected: Expect) {
     let bytes = postcard::to_stdvec(value).unwrap();
     expected.assert_eq(&hex(&bytes));

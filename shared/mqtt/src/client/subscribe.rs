@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use rumqttc::{AsyncClient, ConnAck, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeFilter, SubscribeReasonCode};
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeFilter, SubscribeReasonCode};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,7 @@ pub struct ClientCounters {
     pub refused: AtomicU64,
 }
 
-/// Subscribes to the filters at QoS 1 and hands on what comes, until `cancel` or until nobody takes deliveries.
+/// Subscribes to the filters at `QoS` 1 and hands on what comes, until `cancel` or until nobody takes deliveries.
 ///
 /// A message is answered when its delivery was acknowledged, in the order of arrival, and on the connection that
 /// brought it. After any error a new event loop is built, after a pause; the broker then sends again what was
@@ -111,7 +111,7 @@ impl Link<'_> {
                 Ok(Event::Incoming(Packet::Publish(publish))) => publish,
                 Ok(Event::Incoming(Packet::ConnAck(ack))) => {
                     backoff.connected(Instant::now());
-                    if let Err(error) = self.connected(ack, filters, first) {
+                    if let Err(error) = self.connected(ack.session_present, filters, first) {
                         return error;
                     }
                     continue;
@@ -141,16 +141,16 @@ impl Link<'_> {
         }
     }
 
-    fn connected(&self, ack: ConnAck, filters: &[String], first: &mut bool) -> Result<(), String> {
+    fn connected(&self, session_present: bool, filters: &[String], first: &mut bool) -> Result<(), String> {
         self.counters.connected.store(true, Ordering::Relaxed);
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         // A session has its subscriptions, but at our start the filters may be others than they were.
-        if !ack.session_present || *first {
+        if !session_present || *first {
             let filters = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
             self.client.try_subscribe_many(filters).map_err(|error| error.to_string())?;
         }
         *first = false;
-        tracing::info!(session = ack.session_present, "connected to the broker");
+        tracing::info!(session_present, "connected to the broker");
         Ok(())
     }
 

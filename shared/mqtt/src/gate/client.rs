@@ -2,11 +2,11 @@
 
 use std::{collections::VecDeque, io, pin::Pin, sync::Arc, time::Duration};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use gemba_shared::gate::{
     Connection, Grant, Limits as ConnectionLimits, Output,
     connection::{End, Received},
-    packet::{self, Connect, Packet, ParseError, Will},
+    packet::{self, Connect, Packet, Will},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf},
@@ -18,12 +18,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counters, Shared,
     backend::{Backend, next_ping},
+    chunk::Chunk,
     registry::{Claim, Kept},
 };
 use crate::delivery::{Delivery, Progress, Publish};
 
-const READ_BYTES_MIN: usize = 4 * 1_024;
-const READ_BYTES_MAX: usize = 64 * 1_024;
+mod farewell;
+
 /// Replies that wait to be written: above this neither the client nor the broker is read.
 const REPLY_BYTES_MAX: usize = 64 * 1_024;
 /// For the last delivery of a client that is gone.
@@ -38,7 +39,7 @@ enum Over {
     /// The client closed it, or the network did.
     Closed,
     KeepAlive,
-    TakenOver,
+    Replaced,
     Cancelled,
     /// The ingest is gone.
     IngestClosed,
@@ -145,7 +146,7 @@ impl Client {
             self.open_backend(false).await.map_err(Over::Broker)?;
         }
         Packet::ConnAck { session_present: self.claim.present, code: 0 }.write(&mut self.out.reply);
-        self.from_broker().await
+        self.serve_broker().await
     }
 
     async fn open_backend(&mut self, fresh: bool) -> io::Result<()> {
@@ -195,20 +196,20 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let mut chunk = READ_BYTES_MIN;
+        let mut chunk = Chunk::default();
         let mut heard_at = Instant::now();
         let mut packet_at = heard_at;
         let mut tick = Box::pin(sleep_until(heard_at + TICK));
         loop {
             let may_read = self.may_read();
             if may_read {
-                make_room(buffer, chunk, self.shared.limits.packet_bytes_max);
+                chunk.make_room(buffer, self.shared.limits.packet_bytes_max);
             }
             let result = match self.next(read, write, buffer, cancel, tick.as_mut()).await {
                 Happened::Over(over) => return over,
                 Happened::Wrote => Ok(()),
                 Happened::Read(count) => {
-                    chunk = next_chunk(chunk, count);
+                    chunk.learn(count);
                     heard_at = Instant::now();
                     let length = buffer.len();
                     let result = self.work_off(buffer).await;
@@ -219,7 +220,7 @@ impl Client {
                 }
                 Happened::Safe(through) => self.now_safe(through, buffer).await,
                 Happened::Room => self.work_off(buffer).await,
-                Happened::Broker => self.from_broker().await,
+                Happened::Broker => self.serve_broker().await,
                 Happened::Tick => {
                     let now = Instant::now();
                     tick.as_mut().reset(now + TICK);
@@ -257,7 +258,7 @@ impl Client {
         let something_unsafe = self.connection.unacknowledged() > 0;
         tokio::select! {
             () = cancel.cancelled() => Happened::Over(Over::Cancelled),
-            () = self.claim.kick.cancelled() => Happened::Over(Over::TakenOver),
+            () = self.claim.kick.cancelled() => Happened::Over(Over::Replaced),
             written = write.write_buf(&mut self.out.reply), if !self.out.reply.is_empty() => match written {
                 Ok(0) | Err(_) => Happened::Over(Over::Closed),
                 Ok(_) => Happened::Wrote,
@@ -317,7 +318,7 @@ impl Client {
         if was_full && !buffer.is_empty() { self.work_off(buffer).await } else { Ok(()) }
     }
 
-    async fn from_broker(&mut self) -> Result<(), Over> {
+    async fn serve_broker(&mut self) -> Result<(), Over> {
         let Some(backend) = &mut self.backend else { return Ok(()) };
         self.connection.receive_from_broker(&mut backend.buffer, &mut self.out)?;
         self.act().await
@@ -348,7 +349,7 @@ impl Client {
             self.deliver()?;
         }
         if !self.out.broker.is_empty() {
-            self.to_broker().await.map_err(Over::Broker)?;
+            self.tell_broker().await.map_err(Over::Broker)?;
         }
         Ok(())
     }
@@ -374,7 +375,7 @@ impl Client {
         }
     }
 
-    async fn to_broker(&mut self) -> io::Result<()> {
+    async fn tell_broker(&mut self) -> io::Result<()> {
         if self.backend.is_none() {
             self.open_backend(true).await?;
         }
@@ -389,67 +390,7 @@ impl Client {
         let Some(backend) = self.backend.as_mut().filter(|backend| now >= backend.ping_at) else { return Ok(()) };
         backend.ping_at = next_ping();
         Packet::PingReq.write(&mut self.out.broker);
-        self.to_broker().await.map_err(Over::Broker)
-    }
-
-    fn count(&self, over: &Over) {
-        let counters = &self.shared.counters;
-        match over {
-            Over::Rules(End::Disconnect) | Over::Closed | Over::Cancelled | Over::IngestClosed => {}
-            Over::Rules(End::Parse(ParseError::TooLarge(_))) => Counters::add(&counters.packet_too_large, 1),
-            Over::Rules(_) => Counters::add(&counters.protocol_error, 1),
-            Over::KeepAlive => Counters::add(&counters.keep_alive_expired, 1),
-            Over::TakenOver => Counters::add(&counters.taken_over, 1),
-            Over::DeliveryLost => Counters::add(&counters.delivery_lost, 1),
-            Over::Broker(_) => Counters::add(&counters.broker_lost, 1),
-        }
-        match over {
-            Over::Broker(error) => tracing::warn!(name = %self.name, %error, "embedded broker lost a client"),
-            over => tracing::debug!(name = %self.name, ?over, "client left"),
-        }
-    }
-
-    /// The will, the last delivery, the broker's connection, and what is kept for the next time.
-    async fn farewell(mut self, over: Over) {
-        self.out.broker.clear();
-        let orderly = matches!(over, Over::Rules(End::Disconnect) | Over::Cancelled);
-        if let Some(will) = self.will.take().filter(|_| !orderly) {
-            self.connection.will(will, &self.shared.registry.interest(), &mut self.out);
-        }
-        self.hand_over(Instant::now() + FAREWELL_TIMEOUT).await;
-        let closed = match self.backend.take() {
-            Some(backend) => backend.close().await,
-            None => true,
-        };
-        let Self { shared, claim, connection, clean_session, mut progress, slot, .. } = self;
-        let mut session = connection.into_session();
-        if progress.is_lost() {
-            session.forget_unsafe(progress.safe_through());
-            progress = Arc::default();
-        }
-        // A slot that the broker still holds is not used again, nor a session in a broker that lost it.
-        let slot = slot.filter(|_| closed && !matches!(over, Over::Broker(_)));
-        let has_queue = session.subscriptions().next().is_some();
-        let keep = !clean_session && (slot.is_some() || !has_queue);
-        let kept = Kept { session, progress, slot };
-        if keep {
-            claim.leave(Some(kept));
-            let evicted = shared.registry.evict(shared.limits.sessions_max);
-            Counters::add(&shared.counters.sessions_evicted, evicted as u64);
-        } else {
-            claim.discard(kept);
-        }
-    }
-
-    /// Gives the ingest what it had no room for, and what the farewell added.
-    async fn hand_over(&mut self, deadline: Instant) {
-        if self.act().await.is_err() && self.waiting.is_none() {
-            return;
-        }
-        if let Some(delivery) = self.waiting.take() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            timeout(left, self.deliveries.send(delivery)).await.ok();
-        }
+        self.tell_broker().await.map_err(Over::Broker)
     }
 }
 
@@ -457,29 +398,5 @@ async fn from_backend(backend: Option<&mut Backend>) -> io::Result<()> {
     match backend {
         Some(backend) => backend.read().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Room for the next read: the rest of a large packet that has begun, or a chunk.
-fn make_room(buffer: &mut BytesMut, chunk: usize, packet_bytes_max: usize) {
-    let rest = packet::length(buffer).unwrap_or(0).min(packet_bytes_max).saturating_sub(buffer.len());
-    if buffer.is_empty() && chunk == READ_BYTES_MIN && buffer.capacity() > READ_BYTES_MIN {
-        *buffer = BytesMut::new();
-    }
-    // A large packet is believed as it arrives, not as it is announced.
-    let room = rest.clamp(chunk, READ_BYTES_MAX);
-    if buffer.capacity() - buffer.len() < chunk / 2 || !buffer.has_remaining() {
-        buffer.reserve(room);
-    }
-}
-
-/// Larger chunks for a client that fills them, smaller ones for one that does not.
-fn next_chunk(chunk: usize, count: usize) -> usize {
-    if count >= chunk {
-        (chunk * 2).min(READ_BYTES_MAX)
-    } else if count < chunk / 4 {
-        (chunk / 2).max(READ_BYTES_MIN)
-    } else {
-        chunk
     }
 }

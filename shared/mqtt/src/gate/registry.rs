@@ -113,7 +113,7 @@ impl Registry {
         entry.since = now;
         let mut kept = entry.kept.take();
         if clean_session && let Some(old) = kept.take() {
-            self.discard(&mut clients, old);
+            self.discard(&mut clients, &old);
         }
         let present = kept.is_some();
         let claim = Claim { registry: self.clone(), key: key.clone(), serial, gone, kick, present };
@@ -155,13 +155,13 @@ impl Registry {
         let oldest: Vec<Key> = absent.iter().take(excess).map(|(key, _)| (*key).clone()).collect();
         for key in &oldest {
             if let Some(kept) = clients.by_key.remove(key).and_then(|entry| entry.kept) {
-                self.discard(&mut clients, kept);
+                self.discard(&mut clients, &kept);
             }
         }
         excess
     }
 
-    fn discard(&self, clients: &mut Clients, old: Kept) {
+    fn discard(&self, clients: &mut Clients, old: &Kept) {
         let mut interest = self.interest_mut();
         old.session.subscriptions().for_each(|filter| interest.remove(filter));
         clients.slots_free.extend(old.slot);
@@ -181,13 +181,13 @@ impl Claim {
                 entry.kept = Some(kept);
                 entry.since = Instant::now();
             }
-            (_, Some(kept)) => self.registry.discard(&mut clients, kept),
+            (_, Some(kept)) => self.registry.discard(&mut clients, &kept),
             (_, None) => {}
         }
     }
 
     /// Gives up what a client without a kept session had.
-    pub(super) fn discard(&self, old: Kept) {
+    pub(super) fn discard(&self, old: &Kept) {
         self.registry.discard(&mut self.registry.clients(), old);
     }
 }

@@ -73,7 +73,9 @@ async fn two_hundred_clients_come_back_at_once() {
                 assert_eq!(&client.message().await.payload[..], b"all");
             }
         } else {
-            clients.into_iter().for_each(|(client, _)| client.vanish());
+            for (client, _) in clients {
+                client.vanish();
+            }
             plant.until("connections", 0).await;
         }
     }

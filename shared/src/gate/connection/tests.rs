@@ -1,3 +1,5 @@
+//! The rules of one connection, as a table of what goes in and what is decided.
+
 use super::*;
 
 fn grant() -> Arc<Grant> {
@@ -27,7 +29,9 @@ impl Bench {
 
     fn receive(&mut self, packets: &[Packet]) -> Result<Received, End> {
         let mut buffer = BytesMut::new();
-        packets.iter().for_each(|packet| packet.write(&mut buffer));
+        for packet in packets {
+            packet.write(&mut buffer);
+        }
         self.connection.receive(&mut buffer, &self.interest, &mut self.out)
     }
 
@@ -49,7 +53,7 @@ impl Bench {
         packets(&mut self.out.reply)
     }
 
-    fn to_broker(&mut self) -> Vec<Packet> {
+    fn asked(&mut self) -> Vec<Packet> {
         packets(&mut self.out.broker)
     }
 
@@ -262,7 +266,7 @@ fn subscriptions_are_granted_filter_by_filter() {
     bench.send(&[subscribe(5, &asked)]);
     assert_eq!(bench.replies(), []);
     let granted = subscribe(5, &[("cmd/pump/a", QoS::AtLeastOnce), ("cmd/pump/+", QoS::AtMostOnce)]);
-    assert_eq!(bench.to_broker(), [granted]);
+    assert_eq!(bench.asked(), [granted]);
     assert_eq!(bench.out.subscribed.iter().map(Filter::as_str).collect::<Vec<_>>(), ["cmd/pump/a", "cmd/pump/+"]);
     bench.broker_sends(&Packet::SubAck { id: 5, codes: vec![1, 0] });
     assert_eq!(bench.replies(), [Packet::SubAck { id: 5, codes: vec![1, 0x80, 0x80, 0x80, 0, 0x80] }]);
@@ -271,17 +275,17 @@ fn subscriptions_are_granted_filter_by_filter() {
     // Nothing of it is granted: the broker is not asked.
     bench.send(&[subscribe(6, &[("plant/#", QoS::AtMostOnce)])]);
     assert_eq!(bench.replies(), [Packet::SubAck { id: 6, codes: vec![0x80] }]);
-    assert_eq!(bench.to_broker(), []);
+    assert_eq!(bench.asked(), []);
 }
 
 #[test]
 fn only_known_filters_are_unsubscribed_at_the_broker() {
     let mut bench = Bench::new();
     bench.send(&[subscribe(1, &[("cmd/pump/a", QoS::AtLeastOnce)])]);
-    bench.to_broker();
+    bench.asked();
     let filters = vec!["cmd/pump/x".to_owned(), "cmd/pump/a".to_owned()];
     bench.send(&[Packet::Unsubscribe { id: 2, filters }]);
-    assert_eq!(bench.to_broker(), [Packet::Unsubscribe { id: 2, filters: vec!["cmd/pump/a".into()] }]);
+    assert_eq!(bench.asked(), [Packet::Unsubscribe { id: 2, filters: vec!["cmd/pump/a".into()] }]);
     assert_eq!(bench.replies(), [Packet::UnsubAck(2)]);
     assert_eq!(bench.out.unsubscribed.len(), 1);
     assert_eq!(bench.connection.session().subscriptions().count(), 0);
@@ -295,11 +299,11 @@ fn the_broker_is_answered_in_its_order() {
     }
     assert_eq!(bench.replies().len(), 3);
     bench.send(&[Packet::PubAck(2), Packet::PubAck(9)]);
-    assert_eq!(bench.to_broker(), []);
+    assert_eq!(bench.asked(), []);
     bench.send(&[Packet::PubAck(1)]);
-    assert_eq!(bench.to_broker(), [Packet::PubAck(1), Packet::PubAck(2)]);
+    assert_eq!(bench.asked(), [Packet::PubAck(1), Packet::PubAck(2)]);
     bench.send(&[Packet::PubAck(3)]);
-    assert_eq!(bench.to_broker(), [Packet::PubAck(3)]);
+    assert_eq!(bench.asked(), [Packet::PubAck(3)]);
 }
 
 #[test]

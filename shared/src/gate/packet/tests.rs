@@ -1,3 +1,5 @@
+//! Packets as the standard has them, cut anywhere, damaged, and noise.
+
 use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
@@ -23,6 +25,7 @@ fn parse_all(buffer: &mut BytesMut) -> (Vec<Packet>, Option<ParseError>) {
 }
 
 #[track_caller]
+#[expect(clippy::needless_pass_by_value, reason = "a table reads better without references")]
 fn check(bytes: &[u8], expected: Result<Option<Packet>, ParseError>) {
     assert_eq!(parse(&mut BytesMut::from(bytes), BYTES_MAX), expected);
 }
@@ -161,7 +164,9 @@ proptest! {
     #[test]
     fn what_is_written_is_read(packets in vec(packets(), 0..10)) {
         let mut buffer = BytesMut::new();
-        packets.iter().for_each(|packet| packet.write(&mut buffer));
+        for packet in &packets {
+            packet.write(&mut buffer);
+        }
         prop_assert_eq!(parse_all(&mut buffer), (packets, None));
         prop_assert!(buffer.is_empty());
     }
@@ -170,7 +175,9 @@ proptest! {
     #[test]
     fn any_split_gives_the_same_packets(packets in vec(packets(), 1..4), pieces in 1_usize..40) {
         let mut bytes = BytesMut::new();
-        packets.iter().for_each(|packet| packet.write(&mut bytes));
+        for packet in &packets {
+            packet.write(&mut bytes);
+        }
         let mut buffer = BytesMut::new();
         let mut read = Vec::new();
         for piece in bytes.chunks(pieces) {
