@@ -188,6 +188,12 @@ impl Outbox {
         self.lanes[index(lane)].next
     }
 
+    /// Bytes of the databases, what is released and what is empty in them included.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.generations.bytes()
+    }
+
     #[must_use]
     pub fn counters(&self) -> OutboxCounters {
         self.counters
