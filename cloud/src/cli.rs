@@ -2,6 +2,7 @@
 //! goes to standard error.
 
 use std::{
+    fmt::Write as _,
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -224,7 +225,7 @@ async fn carry_out_gateway(command: Gateway, config: &Config, store: &Store) -> 
             for gateway in store.list_gateways().await? {
                 let seen = gateway.last_seen_at.map_or_else(|| "never".to_owned(), |at| format!("{at:.0}"));
                 let (id, site, name, state) = (gateway.id, gateway.site, gateway.name, gateway.state);
-                text += &format!("\n{id:<36}  {site:<12} {name:<24} {state:<9} {:>8}  {seen}", gateway.machines);
+                write!(text, "\n{id:<36}  {site:<12} {name:<24} {state:<9} {:>8}  {seen}", gateway.machines)?;
             }
             say(&text)
         }

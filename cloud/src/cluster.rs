@@ -157,7 +157,7 @@ impl Cluster {
             match tokio::task::spawn_blocking(move || server.bring_up()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::error!(error = format!("{error:#}"), "the private PostgreSQL does not start")
+                    tracing::error!(error = format!("{error:#}"), "the private PostgreSQL does not start");
                 }
                 Err(error) => tracing::error!(%error, "the start of PostgreSQL was interrupted"),
             }

@@ -66,7 +66,7 @@ impl From<tokio_postgres::Error> for StoreError {
         let said = error.code().is_some_and(|code| {
             code.code().starts_with("08") || code.code().starts_with("57P") || code.code() == "25P03"
         });
-        let broke = std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
+        let broke = std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
         if said || broke || error.is_closed() || error.to_string().starts_with("timeout") {
             Self::Unavailable(Box::new(error))
         } else {

@@ -1,7 +1,8 @@
 //! How fast readings go through journal, windows, detectors and outbox: `cargo run --release -p gemba-edge --example pipeline_bench`.
 //!
 //! 250 machines × 8 sensors, in event time at ten readings a second and sensor, in batches of 2,000 readings with one sync
-//! each. Prints readings/s, CPU-seconds per million readings, and resident memory. Arguments: seconds of event time (60), a model's folder.
+//! each. Prints readings/s, CPU-seconds per million readings, and resident memory. Arguments: seconds of event time (60), a model's folder or `-`,
+//! and `offline` for a cloud that never answers (prints what the backlog takes on the disk).
 
 use std::{
     io::Write as _,
@@ -30,7 +31,8 @@ const SENSORS: u64 = 8;
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let seconds: i64 = arguments.next().map_or(Ok(60), |text| text.parse()).context("seconds")?;
-    let model = arguments.next().map(|dir| Model::load(Path::new(&dir))).transpose()?.map(Arc::new);
+    let model = arguments.next().filter(|dir| dir != "-").map(|dir| Model::load(Path::new(&dir))).transpose()?.map(Arc::new);
+    let offline = arguments.next().is_some_and(|word| word == "offline");
     let dir = tempfile::TempDir::new()?;
     let (outbox, opened) = Outbox::open(&dir.path().join("outbox"), OutboxSettings::default())?;
     let outbox = Arc::new(Mutex::new(outbox));
@@ -62,6 +64,9 @@ fn main() -> anyhow::Result<()> {
         pipeline.ingest(&readings, &mut Vec::new(), at)?;
         pipeline.tick(at)?;
         count += readings.len();
+        if offline {
+            continue;
+        }
         let mut outbox = outbox.lock().map_err(|_| anyhow::anyhow!("the outbox's lock"))?;
         for lane in Lane::ALL {
             // As if each summary had its receipt a while later.
@@ -76,6 +81,8 @@ fn main() -> anyhow::Result<()> {
     writeln!(out, "CPU-s per million   {:.2}", cpu * 1e6 / count as f64)?;
     writeln!(out, "resident            {} kB", status("VmRSS")?)?;
     writeln!(out, "resident, peak      {} kB", status("VmHWM")?)?;
+    let mut outbox = outbox.lock().map_err(|_| anyhow::anyhow!("the outbox's lock"))?;
+    writeln!(out, "backlog             {:?}, {} bytes on the disk", outbox.backlog(), outbox.disk_bytes())?;
     writeln!(out, "{:#?}", pipeline.counters())?;
     Ok(())
 }

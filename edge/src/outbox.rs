@@ -7,7 +7,7 @@
 //! - Only [`Outbox::release`], called for a receipt, lets records go. Space comes back by whole generations.
 //! - Over its byte budget it gives the oldest *summaries* up, a generation at a time, and appends a [`Gap`] that says
 //!   so; events of that generation are carried on.
-//! - States are carried into every new generation; the latest of each (machine, part) is what [`Opened`] holds.
+//! - States, and records while they are a small part, are carried into every new generation; the latest of each (machine, part) is what [`Opened`] holds.
 //!
 //! Rows, in the generations of `generations.rs`: `r` lane number → record; `s` machine 0 part → state; `k` lane number → a record
 //! carried on from a generation that was given up, or the gap in place of a refused one. The tail is [`Tail`].
@@ -188,6 +188,12 @@ impl Outbox {
         self.lanes[index(lane)].next
     }
 
+    /// Bytes of the databases, what is released and what is empty in them included.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.generations.bytes()
+    }
+
     #[must_use]
     pub fn counters(&self) -> OutboxCounters {
         self.counters
@@ -238,22 +244,44 @@ impl Outbox {
     /// Begins a new generation with all that must outlive the old one.
     fn roll(&mut self) -> Result<(), OutboxError> {
         let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
+        // Most of a full generation is old states: its records go on too while they are few.
+        let spans = self.held(self.spans.get(&newest).copied().unwrap_or_default());
+        let bytes: u64 = spans.iter().map(|span| span.bytes).sum();
+        let goes_on = bytes < self.settings.generations.generation_bytes / 3;
         let mut rows = Vec::new();
         let carried = &self.carried;
         self.generations.scan(newest, b"k", |key, value| {
-            if let Found::Intact(value) = value
-                && (key.starts_with(b"s") || parse_record_key(key).is_some_and(|at| carried.contains(&at)))
-            {
+            let goes = match parse_record_key(key) {
+                Some((lane, number)) if key.starts_with(b"r") => {
+                    goes_on && spans[index(lane)].numbers().contains(&number)
+                }
+                Some(at) => carried.contains(&at),
+                None => key.starts_with(b"s"),
+            };
+            if let (true, Found::Intact(value)) = (goes, value) {
                 rows.push((key.to_vec(), value));
             }
             ControlFlow::Continue(())
         })?;
-        self.begin_generation(&rows)?;
+        self.begin_generation(&rows, if goes_on { spans } else { begin_spans(&self.lanes) })?;
+        if goes_on {
+            self.spans.remove(&newest);
+            self.generations.delete(newest)?;
+        }
         self.delete_released()
     }
 
-    fn begin_generation(&mut self, rows: &[Row]) -> Result<(), OutboxError> {
-        let spans = begin_spans(&self.lanes);
+    /// What of these records is not released yet.
+    fn held(&self, mut spans: [Span; 2]) -> [Span; 2] {
+        for (span, lane) in spans.iter_mut().zip(&self.lanes) {
+            let all = (span.next - span.first).max(1);
+            span.first = span.first.max(lane.oldest).min(span.next);
+            span.bytes = span.bytes.saturating_mul(span.next - span.first) / all;
+        }
+        spans
+    }
+
+    fn begin_generation(&mut self, rows: &[Row], spans: [Span; 2]) -> Result<(), OutboxError> {
         let tail = encode(&Tail { epoch: self.epoch, lanes: self.lanes, spans })?;
         let ordinal = self.generations.roll(rows, &tail)?;
         self.spans.insert(ordinal, spans);

@@ -294,7 +294,7 @@ impl Machine {
         let saved = Saved { window: self.window.clone(), detector, mode: self.mode, mark };
         parts.push((CORE_PART, postcard::to_stdvec(&saved)?));
         if self.saved_revision != Some(self.catalog.revision) || self.catalog_changed {
-            parts.push((CATALOG_PART, postcard::to_stdvec(&self.catalog)?));
+            parts.push((CATALOG_PART, postcard::to_stdvec(&(&self.catalog, self.catalog_changed))?));
             self.saved_revision = Some(self.catalog.revision);
         }
         Ok(parts)
@@ -309,7 +309,7 @@ impl Machine {
         mono_us: i64,
     ) -> Option<(Self, Mark)> {
         let saved: Saved = postcard::from_bytes(parts.get(&CORE_PART)?).ok()?;
-        let catalog: Catalog = postcard::from_bytes(parts.get(&CATALOG_PART)?).ok()?;
+        let (catalog, untold): (Catalog, bool) = postcard::from_bytes(parts.get(&CATALOG_PART)?).ok()?;
         let mut this = Self::new(id, settings);
         let periods = this.settings.periods;
         let same_steps = saved.window.periods().step_us == periods.step_us;
@@ -320,7 +320,7 @@ impl Machine {
         }
         this.mode = saved.mode;
         let (step_ms, interval_ms) = (this.catalog.step_ms, this.catalog.interval_ms);
-        this.catalog_changed = (catalog.step_ms, catalog.interval_ms) != (step_ms, interval_ms);
+        this.catalog_changed = untold || (catalog.step_ms, catalog.interval_ms) != (step_ms, interval_ms);
         this.catalog = Catalog { step_ms, interval_ms, ..catalog };
         for sensor in &mut this.catalog.sensors {
             let unit = this.settings.units.get(&sensor.id).cloned();

@@ -27,7 +27,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Gateways whose keys are kept, unknown ones too.
 const KEYS_MAX: usize = 20_000;
 /// Of refused frames of one reason, one is logged in this time.
-const LOG_EVERY: Duration = Duration::from_secs(60);
+const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// A frame that was read.
 enum Opened {
@@ -115,9 +115,13 @@ impl Opener {
             self.ask(again.iter().map(|sealed| sealed.gateway).collect(), cancel).await?;
             let (more, forged) = self.verify(again).await;
             batches.extend(more);
-            forged.iter().for_each(|sealed| self.refuse("signature", Some(sealed.gateway)));
+            for sealed in forged {
+                self.refuse("signature", Some(sealed.gateway));
+            }
         }
-        forged.iter().for_each(|sealed| self.refuse("signature", Some(sealed.gateway)));
+        for sealed in forged {
+            self.refuse("signature", Some(sealed.gateway));
+        }
         Some(batches)
     }
 

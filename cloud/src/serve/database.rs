@@ -22,13 +22,12 @@ impl Database {
     /// # Errors
     /// If the private cluster does not start.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
-        let (cluster, how) = match &config.database_url {
-            Some(url) => (None, url.0.clone()),
-            None => {
-                let cluster = Cluster::start(&config.data_dir.join("postgres"), Durability::Synced).await?;
-                let how = cluster.config();
-                (Some(cluster), how)
-            }
+        let (cluster, how) = if let Some(url) = &config.database_url {
+            (None, url.0.clone())
+        } else {
+            let cluster = Cluster::start(&config.data_dir.join("postgres"), Durability::Synced).await?;
+            let how = cluster.config();
+            (Some(cluster), how)
         };
         let store = Store::new(how, config.database_connections_max).context("cannot set the database up")?;
         Ok(Self { store, cluster })

@@ -142,9 +142,8 @@ pub async fn cut_off(store: Store, gate: Arc<Gate>, metrics: Arc<Metrics>, cance
                         continue;
                     }
                     cut.push((gateway, now));
-                    if gate.disconnect(&gateway.to_string()) > 0 {
-                        tracing::info!(%gateway, "cut a gateway's connection: it was revoked or got a new key");
-                    }
+                    gate.disconnect(&gateway.to_string());
+                    tracing::info!(%gateway, "a gateway was revoked or got a key: older connections of it are cut");
                 }
             }
             Err(error) => tracing::debug!(%error, "cannot look for revoked gateways"),

@@ -9,7 +9,7 @@ use std::{
 use gemba_shared::message::Epoch;
 
 use super::{
-    LaneState, Opened, Outbox, OutboxCounters, OutboxError, OutboxSettings, Row, Span, State, Tail, index,
+    LaneState, Opened, Outbox, OutboxCounters, OutboxError, OutboxSettings, Row, Span, State, Tail, begin_spans, index,
     parse_record_key, parse_state_key,
 };
 use crate::generations::{Damage, Found, Generation, Generations};
@@ -100,7 +100,7 @@ impl Outbox {
             let rows = previous.map(|ordinal| self.read_whole(ordinal)).transpose()?.unwrap_or_default();
             let rows: Vec<Row> = rows.intact.into_iter().filter(|(key, _)| !key.starts_with(b"r")).collect();
             self.take_states(&rows, opened);
-            return self.begin_generation(&rows);
+            return self.begin_generation(&rows, begin_spans(&self.lanes));
         };
         let mut rows = self.read_whole(newest)?;
         self.take_states(&rows.intact, opened);
@@ -120,7 +120,7 @@ impl Outbox {
                 self.carried.insert(at);
             }
         }
-        self.begin_generation(&rows.intact)?;
+        self.begin_generation(&rows.intact, begin_spans(&self.lanes))?;
         self.spans.remove(&newest);
         opened.quarantined.push(self.generations.quarantine(newest)?);
         Ok(())

@@ -290,9 +290,15 @@ fn commands_are_carried_out_and_outlive_a_kill() {
     }
     assert_eq!(life.pipeline.live()[0].verdict.detector, DetectorState::Watching);
     assert_eq!(life.pipeline.command(&CommandKind::Reload, now(1_000)).unwrap(), Outcome::Unknown);
+    // A sensor that nobody was told of when the state was written is told of after the kill.
+    life.ingest(&[(1, 1, 1_000, 1.0)], 1_000);
     assert_eq!(life.pipeline.command(&recalibrate, now(1_000)).unwrap(), Outcome::Done);
-    let life = life.kill(1_000, None);
+    let mut life = life.kill(1_000, None);
     assert_eq!(life.pipeline.live()[0].verdict.detector, DetectorState::Calibrating { percent: 0 });
+    life.pipeline.tick(now(1_200)).unwrap();
+    let told =
+        life.records().iter().any(|record| matches!(record, Record::Catalog(catalog) if catalog.sensors.len() == 2));
+    assert!(told);
 }
 
 #[test]

@@ -113,7 +113,7 @@ impl Gateway {
         assert!(status.success(), "{status} on SIGTERM:\n{}", self.log_text());
     }
 
-    /// Publishes at QoS 1; answers when all are acknowledged.
+    /// Publishes at `QoS` 1; answers when all are acknowledged.
     pub async fn publish(&self, messages: &[(&str, &[u8])]) {
         let mut options = MqttOptions::new("device", self.mqtt.ip().to_string(), self.mqtt.port());
         options.set_max_packet_size(4 << 20, 4 << 20);

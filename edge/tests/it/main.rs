@@ -1,6 +1,7 @@
 //! The real `gemba-edge` binary, from outside.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails, and says what it saw")]
+#![allow(unreachable_pub, reason = "its modules are parts of one program")]
 
 mod configuration;
 mod daemon;

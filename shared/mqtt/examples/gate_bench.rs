@@ -104,6 +104,9 @@ async fn bench(connections: usize, messages: usize) -> Result<()> {
     cancel.cancel();
     let (batches, count) = consumer.await?;
     writeln!(out, "{:.1} messages a delivery", count as f64 / batches as f64)?;
+    if count as f64 != all + IDLE_CONNECTIONS as f64 {
+        bail!("{count} messages were delivered, {all} and {IDLE_CONNECTIONS} were sent");
+    }
     Ok(())
 }
 
