@@ -124,12 +124,13 @@ fn metric(text: &str, name: &str) -> f64 {
 
 /// A cloud, a link that can be cut, and an enrolled gateway, in a directory of their own.
 struct Plant {
-    directory: tempfile::TempDir,
     mqtt: SocketAddr,
     edge_http: SocketAddr,
     link: Proxy,
     cloud: Process,
     edge: Process,
+    /// Last, so that a process that ends can still show its log.
+    directory: tempfile::TempDir,
 }
 
 impl Plant {
@@ -207,13 +208,12 @@ impl Plant {
     }
 
     /// Replays a recording as a machine, 60 times as fast as it was recorded; its ledger.
-    fn replay(&self, recording: &Path, machine: &str) -> (Process, PathBuf) {
+    fn replay(&self, recording: &Path, machine: &str, more: &[&str]) -> (Process, PathBuf) {
         let ledger = self.directory.path().join(format!("{machine}.ledger"));
         let url = format!("mqtt://{}", self.mqtt);
-        let args = ["replay", recording.to_str().unwrap(), "--url", &url, "--machine", machine, "--speed", "60"];
-        let more = ["--ignore-columns", "anomaly,changepoint", "--ledger", ledger.to_str().unwrap()];
+        let args = ["replay", recording.to_str().unwrap(), "--url", &url, "--machine", machine, "--speed", "60", "--ledger"];
         let log = self.directory.path().join(format!("{machine}.log"));
-        (Process::start(&edge_binary(), &[&args[..], &more[..]].concat(), log), ledger)
+        (Process::start(&edge_binary(), &[&args[..], &[ledger.to_str().unwrap()], more].concat(), log), ledger)
     }
 
     /// A connection to the cloud's private PostgreSQL. It outlives the cloud's process, as PostgreSQL does.
@@ -281,14 +281,15 @@ async fn every_value_sent_is_stored_once_through_cuts_and_kills() {
     let database = plant.database().await;
     let made_up = plant.directory.path().join("made-up.csv");
     made_up_recording(&made_up);
-    let mut recordings = vec![(made_up, "made-up")];
+    let labels: &[&str] = &["--ignore-columns", "anomaly,changepoint"];
+    let mut recordings = vec![(made_up, "made-up", &[][..])];
     let skab = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/skab/valve1");
     if skab.exists() {
-        recordings.extend([(skab.join("0.csv"), "valve-0"), (skab.join("5.csv"), "valve-5")]);
+        recordings.extend([(skab.join("0.csv"), "valve-0", labels), (skab.join("5.csv"), "valve-5", labels)]);
     } else {
         println!("skipped: the recordings in {} (absent)", skab.display());
     }
-    let replays: Vec<_> = recordings.iter().map(|(path, machine)| plant.replay(path, machine)).collect();
+    let replays: Vec<_> = recordings.iter().map(|(path, machine, more)| plant.replay(path, machine, more)).collect();
 
     wait_for_rows(&database, 10).await;
     plant.link.cut();
