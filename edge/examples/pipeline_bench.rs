@@ -31,7 +31,8 @@ const SENSORS: u64 = 8;
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let seconds: i64 = arguments.next().map_or(Ok(60), |text| text.parse()).context("seconds")?;
-    let model = arguments.next().filter(|dir| dir != "-").map(|dir| Model::load(Path::new(&dir))).transpose()?.map(Arc::new);
+    let model =
+        arguments.next().filter(|dir| dir != "-").map(|dir| Model::load(Path::new(&dir))).transpose()?.map(Arc::new);
     let offline = arguments.next().is_some_and(|word| word == "offline");
     let dir = tempfile::TempDir::new()?;
     let (outbox, opened) = Outbox::open(&dir.path().join("outbox"), OutboxSettings::default())?;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt as _,
@@ -18,7 +19,7 @@ use crate::{
 
 const INTERVAL_US: i64 = 10_000_000;
 /// How long anything may take that must happen.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 fn edge_binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_gemba-edge"))
@@ -169,7 +170,7 @@ impl Plant {
         let token = token.lines().last().unwrap().to_owned();
         Self::command(directory.path(), &edge_binary(), "edge.toml", &["enroll", "--token", &token]);
         let edge = Self::start_edge(directory.path());
-        let plant = Self { directory, mqtt, edge_http, link, cloud, edge };
+        let plant = Self { mqtt, edge_http, link, cloud, edge, directory };
         plant.edge_ready().await;
         plant
     }
@@ -211,7 +212,8 @@ impl Plant {
     fn replay(&self, recording: &Path, machine: &str, more: &[&str]) -> (Process, PathBuf) {
         let ledger = self.directory.path().join(format!("{machine}.ledger"));
         let url = format!("mqtt://{}", self.mqtt);
-        let args = ["replay", recording.to_str().unwrap(), "--url", &url, "--machine", machine, "--speed", "60", "--ledger"];
+        let args =
+            ["replay", recording.to_str().unwrap(), "--url", &url, "--machine", machine, "--speed", "60", "--ledger"];
         let log = self.directory.path().join(format!("{machine}.log"));
         (Process::start(&edge_binary(), &[&args[..], &[ledger.to_str().unwrap()], more].concat(), log), ledger)
     }
@@ -270,7 +272,7 @@ fn made_up_recording(path: &Path) {
         let (flow, pressure) = (60.0 + (t / 7.0).sin(), 4.0 + (t / 3.0).cos() / 8.0);
         let current = if row % 3 == 0 { String::new() } else { format!("{:.3}", 11.0 + (t / 5.0).sin() / 4.0) };
         let seconds = 1_700_000_000.0 + t;
-        text += &format!("{seconds:.1},{flow:.6},{pressure:.6},{current},{:.2}\n", 40.0 + t / 600.0);
+        writeln!(text, "{seconds:.1},{flow:.6},{pressure:.6},{current},{:.2}", 40.0 + t / 600.0).unwrap();
     }
     fs::write(path, text).unwrap();
 }
