@@ -20,6 +20,8 @@
 //!
 //! At most two databases are open here at once: the newest, and one closed one that is being read.
 
+// tidy: long, because the life of a generation (begun, filled, read, set aside, deleted) is one invariant.
+
 mod files;
 mod rows;
 

@@ -1,3 +1,5 @@
+//! What the detector makes of healthy and broken machines.
+
 use std::collections::BTreeMap;
 
 use gemba_shared::telemetry::SensorFaultKind;

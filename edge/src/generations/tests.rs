@@ -1,3 +1,5 @@
+//! Appends, damage, full disks and deletions of generations.
+
 use std::fs::OpenOptions;
 
 use tempfile::TempDir;

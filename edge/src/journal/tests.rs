@@ -1,3 +1,5 @@
+//! What the journal gives back after kills and damage.
+
 use gemba_shared::telemetry::Clock;
 use tempfile::TempDir;
 

@@ -1,3 +1,5 @@
+//! Numbers, receipts, budgets, damage and kills of the outbox.
+
 use std::{collections::HashMap, fs, fs::OpenOptions, os::unix::fs::FileExt, path::Path};
 
 use gemba_shared::{

@@ -1,3 +1,5 @@
+//! Kills at any point, compared with a run that was not killed.
+
 use std::{collections::HashSet, fs, path::PathBuf};
 
 use gemba_shared::{

@@ -1,3 +1,5 @@
+//! Steps and intervals of readings in, out of and beyond order.
+
 use super::*;
 
 const SECOND: i64 = 1_000_000;
