@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn a_request_proves_its_key() {
         let good = Request::new(&[7; 32], &signing(2));
-        let proven = good.check().ok().expect("a good request");
+        let proven = good.check().expect("a good request");
         assert_eq!((proven.secret, proven.public_key), ([7; 32], signing(2).verifying_key()));
 
         let other = Request::new(&[7; 32], &signing(3));

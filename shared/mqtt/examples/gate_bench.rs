@@ -82,7 +82,8 @@ async fn bench(connections: usize, messages: usize) -> Result<()> {
         }
     }
     let (wall, cpu) = (begin.elapsed().as_secs_f64(), cpu_seconds()? - cpu);
-    let all = (messages / connections * connections) as f64;
+    let sent = messages / connections * connections;
+    let all = sent as f64;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{connections} connections, {all} publishes at QoS 1 of 64 bytes, one thread for gate and consumer")?;
     writeln!(out, "{:.0} messages/s, {:.2} CPU-seconds a million (gate's process)", all / wall, cpu / all * 1e6)?;
@@ -104,8 +105,8 @@ async fn bench(connections: usize, messages: usize) -> Result<()> {
     cancel.cancel();
     let (batches, count) = consumer.await?;
     writeln!(out, "{:.1} messages a delivery", count as f64 / batches as f64)?;
-    if count as f64 != all + IDLE_CONNECTIONS as f64 {
-        bail!("{count} messages were delivered, {all} and {IDLE_CONNECTIONS} were sent");
+    if count != (sent + IDLE_CONNECTIONS) as u64 {
+        bail!("{count} messages were delivered, {sent} and {IDLE_CONNECTIONS} were sent");
     }
     Ok(())
 }
