@@ -1,7 +1,9 @@
 //! From gateways' frames to rows, once each, and an answer for what is stored.
 //!
-//!     Delivery ─► open (whose is it? what is in it?) ─► write (one transaction for many batches) ─► Receipt, Refused
-//!                   └─► presence (live states, status, last seen: once a second)
+//! ```text
+//!  Delivery ─► open (whose is it? what is in it?) ─► write (one transaction for many batches) ─► Receipt, Refused
+//!                └─► presence (live states, status, last seen: once a second)
+//! ```
 //!
 //! A delivery is acknowledged when its batches are committed or settled otherwise; a receipt is sent after COMMIT only.
 //! While the database is away nothing is taken from the queue, the queue is full, and the gate stops reading: what gateways
