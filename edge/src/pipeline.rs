@@ -175,7 +175,13 @@ impl Pipeline {
         deliveries: &mut Vec<Delivery>,
         now: Now,
     ) -> Result<(), PipelineError> {
-        let first_block = self.journal.append(readings, &self.registry, now)?;
+        let first_block = match self.journal.append(readings, &self.registry, now) {
+            Err(JournalError::OverBudget(_)) => {
+                self.relieve_journal()?;
+                self.journal.append(readings, &self.registry, now)?
+            }
+            appended => appended?,
+        };
         deliveries.drain(..).for_each(Delivery::acknowledge);
         for reading in readings {
             let entry = entry(&mut self.machines, &self.settings, &self.registry, reading);
@@ -202,6 +208,23 @@ impl Pipeline {
         }
         self.pending = Some(pending).filter(|pending| !pending.marks.is_empty());
         self.write_pending()?;
+        self.trim()
+    }
+
+    /// Writes the states of all machines that the journal is kept for, so that it may go: with long intervals it is full before
+    /// they close.
+    fn relieve_journal(&mut self) -> Result<(), PipelineError> {
+        self.write_pending()?;
+        let waiting: Vec<usize> =
+            (0..self.machines.len()).filter(|ix| self.machines[*ix].needs_from.is_some()).collect();
+        for machines in waiting.chunks(MACHINES_A_WRITE) {
+            let mut pending = Pending { write: Write::default(), marks: Vec::new() };
+            for &ix in machines {
+                self.save(ix, &mut pending)?;
+            }
+            self.pending = Some(pending);
+            self.write_pending()?;
+        }
         self.trim()
     }
 

@@ -46,14 +46,18 @@ fn settings() -> PipelineSettings {
 }
 
 fn open(dir: TempDir, now: Now) -> Life {
+    open_with(settings(), dir, now)
+}
+
+fn open_with(settings: PipelineSettings, dir: TempDir, now: Now) -> Life {
     let generations = GenerationSettings { generation_bytes: 1 << 20, cache_bytes: 1 << 20 };
     let outbox = OutboxSettings { generations, ..OutboxSettings::default() };
     let (outbox, opened) = Outbox::open(&dir.path().join("outbox"), outbox).unwrap();
     assert_eq!(opened.quarantined, Vec::<PathBuf>::new());
     let outbox = Arc::new(Mutex::new(outbox));
-    let registry = Registry::new(100, 100);
+    let registry = Registry::new(100, 256);
     let journal = dir.path().join("journal");
-    let pipeline = Pipeline::open(settings(), &journal, outbox, opened.states, registry, now).unwrap();
+    let pipeline = Pipeline::open(settings, &journal, outbox, opened.states, registry, now).unwrap();
     Life { dir, pipeline }
 }
 
@@ -316,4 +320,50 @@ fn the_journal_goes_as_the_outbox_takes_over() {
     let counters = life.pipeline.counters();
     assert_eq!((counters.late, counters.duplicates, counters.readings), (0, 0, 399 * 4_000 + 1));
     assert!(counters.journal_bytes < 8 << 20, "{}", counters.journal_bytes);
+}
+
+#[test]
+fn a_machine_with_very_many_sensors_keeps_its_state() {
+    let run = |kill_at: Option<i64>| {
+        let mut life = open(TempDir::new().unwrap(), now(0));
+        for at in (5..400).step_by(5) {
+            let readings: Vec<_> = (0..256).map(|sensor| (1, sensor, at, (at % 7) as f64 + sensor as f64)).collect();
+            life.ingest(&readings, at);
+            life.pipeline.tick(now(at)).unwrap();
+            if kill_at == Some(at) {
+                life = life.kill(at, None);
+            }
+        }
+        let records = life.records();
+        summaries(&records).into_iter().cloned().collect::<Vec<_>>()
+    };
+    let whole = run(None);
+    assert_eq!((whole.len(), whole[1].sensors.len()), (3, 256));
+    assert_eq!(run(Some(250)), whole);
+}
+
+#[test]
+fn a_journal_that_is_full_before_an_interval_closes_is_taken_up_in_the_states() {
+    let mut settings = settings();
+    let periods = crate::window::Periods { interval_us: 3_600_000_000, ..crate::window::Periods::default() };
+    settings.defaults = Arc::new(MachineSettings { periods, ..MachineSettings::clone(&settings.defaults) });
+    settings.journal.budget_bytes = 2 << 20;
+    let mut life = open_with(settings.clone(), TempDir::new().unwrap(), now(0));
+    let mut count = 0;
+    for at in 5..400 {
+        let readings: Vec<_> = (0..1_000).map(|n| (n % 3, n % 7, at, n as f64)).collect();
+        life.ingest(&readings, at);
+        life.pipeline.tick(now(at)).unwrap();
+        count += readings.len();
+    }
+    assert_eq!(life.records().len(), 0, "no interval is over");
+    assert!(life.pipeline.counters().journal_bytes < 4 << 20);
+    // Nothing of it is lost or counted twice, though most of the journal is gone.
+    let dir = TempDir::new().unwrap();
+    copy_into(life.dir.path(), dir.path());
+    let mut life = open_with(settings, dir, now(400));
+    life.pipeline.tick(now(80_000)).unwrap();
+    let records = life.records();
+    let counted = summaries(&records).into_iter().flat_map(|summary| summary.sensors.iter().flatten()).map(|s| s.count);
+    assert_eq!(counted.sum::<u32>() as usize, count - life.pipeline.counters().duplicates as usize);
 }
