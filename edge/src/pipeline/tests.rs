@@ -323,23 +323,30 @@ fn the_journal_goes_as_the_outbox_takes_over() {
 }
 
 #[test]
-fn a_machine_with_very_many_sensors_keeps_its_state() {
+fn a_state_of_any_size_is_kept() {
+    // Many sensors, and steps that wait long for readings that are on their way.
+    let mut settings = settings();
+    let periods = crate::window::Periods { lateness_us: 15_000_000, ..crate::window::Periods::default() };
+    settings.defaults = Arc::new(MachineSettings { periods, ..MachineSettings::clone(&settings.defaults) });
     let run = |kill_at: Option<i64>| {
-        let mut life = open(TempDir::new().unwrap(), now(0));
-        for at in (5..400).step_by(5) {
-            let readings: Vec<_> = (0..256).map(|sensor| (1, sensor, at, (at % 7) as f64 + sensor as f64)).collect();
+        let mut life = open_with(settings.clone(), TempDir::new().unwrap(), now(0));
+        for at in (5..600).step_by(5) {
+            let readings: Vec<_> =
+                (0..256).map(|sensor| (1, sensor, at, (at % 7) as f64 + sensor as f64 / 3.0)).collect();
             life.ingest(&readings, at);
             life.pipeline.tick(now(at)).unwrap();
             if kill_at == Some(at) {
-                life = life.kill(at, None);
+                let dir = TempDir::new().unwrap();
+                copy_into(life.dir.path(), dir.path());
+                life = open_with(settings.clone(), dir, now(at));
             }
         }
         let records = life.records();
         summaries(&records).into_iter().cloned().collect::<Vec<_>>()
     };
     let whole = run(None);
-    assert_eq!((whole.len(), whole[1].sensors.len()), (3, 256));
-    assert_eq!(run(Some(250)), whole);
+    assert_eq!((whole.len(), whole[1].sensors.len()), (4, 256));
+    assert_eq!(run(Some(450)), whole);
 }
 
 #[test]
