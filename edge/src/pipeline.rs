@@ -21,7 +21,7 @@ use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     ids::MachineId,
     message::{CommandKind, LiveMachine, Outcome},
-    telemetry::{EventKind, Record, Timestamp},
+    telemetry::{Clock, EventKind, Record, Timestamp},
 };
 
 use crate::{
@@ -35,12 +35,29 @@ use crate::{
 /// Records and states are appended for this many machines at once.
 const MACHINES_A_WRITE: usize = 64;
 
-#[derive(Debug, Clone, Default)]
+/// A clock that is right is set by no more than this.
+const CLOCK_SLACK_US: i64 = 5_000_000;
+
+#[derive(Debug, Clone)]
 pub struct PipelineSettings {
     pub journal: JournalSettings,
+    /// How far a reading's time may be ahead of a clock that is right, microseconds. A machine that is further ahead was
+    /// measured by a wrong clock.
+    pub skew_future_us: i64,
     /// For machines that are not declared.
     pub defaults: Arc<MachineSettings>,
     pub machines: HashMap<MachineId, Arc<MachineSettings>>,
+}
+
+impl Default for PipelineSettings {
+    fn default() -> Self {
+        Self {
+            journal: JournalSettings::default(),
+            skew_future_us: 60_000_000,
+            defaults: Arc::default(),
+            machines: HashMap::new(),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +150,7 @@ impl Pipeline {
                 if entry.saved.journal == id && block <= entry.saved.block {
                     continue;
                 }
-                entry.take(reading, arrived, block, now, &mut counters);
+                entry.take(reading, arrived, block, now, settings.skew_future_us, &mut counters);
                 counters.replayed += 1;
             }
         })?;
@@ -185,7 +202,7 @@ impl Pipeline {
         deliveries.drain(..).for_each(Delivery::acknowledge);
         for reading in readings {
             let entry = entry(&mut self.machines, &self.settings, &self.registry, reading);
-            entry.take(reading, now.wall, first_block, now, &mut self.counters);
+            entry.take(reading, now.wall, first_block, now, self.settings.skew_future_us, &mut self.counters);
         }
         Ok(())
     }
@@ -321,8 +338,23 @@ impl Pipeline {
 }
 
 impl Entry {
-    fn take(&mut self, reading: &Reading, arrived: Timestamp, block: u64, now: Now, counters: &mut PipelineCounters) {
+    fn take(
+        &mut self,
+        reading: &Reading,
+        arrived: Timestamp,
+        block: u64,
+        now: Now,
+        skew_future_us: i64,
+        counters: &mut PipelineCounters,
+    ) {
         counters.readings += 1;
+        // The clock was ahead and is right now: until it had caught up, every reading would be late.
+        let is_ahead = |at: Timestamp| at.us_since(now.wall) > skew_future_us.saturating_add(CLOCK_SLACK_US);
+        if now.clock == Clock::Trusted && self.machine.latest().is_some_and(is_ahead) && !is_ahead(reading.at) {
+            let forgotten = self.machine.restart_window();
+            counters.late += forgotten;
+            tracing::warn!(machine = %self.machine.id(), forgotten, "a machine's readings were ahead of the clock: it begins anew");
+        }
         let timed = reading.at != arrived;
         match self.machine.push(reading.sensor, reading.at, reading.value, timed, now.mono_us) {
             Taken::Counted => {

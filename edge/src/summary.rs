@@ -146,6 +146,17 @@ impl Machine {
         self.window.push(sensor, at, value, timed, mono_us)
     }
 
+    /// The time of the latest reading.
+    #[must_use]
+    pub fn latest(&self) -> Option<Timestamp> {
+        self.window.latest()
+    }
+
+    /// Takes readings of any time from now on; how many are forgotten for it.
+    pub fn restart_window(&mut self) -> u64 {
+        self.window.restart()
+    }
+
     /// Whether [`Machine::advance`] would give something.
     #[must_use]
     pub fn is_due(&self, mono_us: i64) -> bool {

@@ -175,6 +175,13 @@ impl Window {
         self.latest_mono_us = Some(mono_us);
     }
 
+    /// Begins anew at any time; how many readings that were not in a closed interval are forgotten.
+    pub fn restart(&mut self) -> u64 {
+        let forgotten = self.intervals.iter().flat_map(|open| &open.sensors).map(Accumulator::count).sum();
+        *self = Self { power: self.power, ..Self::new(self.periods) };
+        forgotten
+    }
+
     /// Says which sensor measures electrical power, and how many watts its unit is.
     pub fn set_power(&mut self, power: Option<(SensorIx, f64)>) {
         self.power = power;

@@ -3,7 +3,7 @@ use std::{collections::HashSet, fs, path::PathBuf};
 use gemba_shared::{
     ids::SensorId,
     message::Lane,
-    telemetry::{Clock, DetectorState, Event, Summary},
+    telemetry::{DetectorState, Event, Summary},
 };
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ fn settings() -> PipelineSettings {
     PipelineSettings {
         journal: JournalSettings { generations, budget_bytes: 64 << 20 },
         defaults: Arc::new(machine),
-        machines: HashMap::new(),
+        ..PipelineSettings::default()
     }
 }
 
@@ -373,4 +373,30 @@ fn a_journal_that_is_full_before_an_interval_closes_is_taken_up_in_the_states() 
     let records = life.records();
     let counted = summaries(&records).into_iter().flat_map(|summary| summary.sensors.iter().flatten()).map(|s| s.count);
     assert_eq!(counted.sum::<u32>() as usize, count - life.pipeline.counters().duplicates as usize);
+}
+
+#[test]
+fn a_clock_that_was_ahead_makes_nobody_deaf() {
+    const DAY: i64 = 864_000;
+    let mut life = open(TempDir::new().unwrap(), now(DAY));
+    for at in (5..300).step_by(5) {
+        life.ingest(&[(1, 0, DAY + at, 1.0)], DAY + at);
+        life.pipeline.tick(now(DAY + at)).unwrap();
+    }
+    // The clock is set right; the same holds after a restart, with what the journal has of before.
+    let mut life = life.kill(300, None);
+    for at in (305..800).step_by(5) {
+        life.ingest(&[(1, 0, at, 1.0)], at);
+        life.pipeline.tick(now(at)).unwrap();
+    }
+    assert_eq!(life.pipeline.live()[0].at, now(795).wall.plus_us(-1));
+    life.pipeline.tick(now(3_000)).unwrap();
+    let records = life.records();
+    let summaries = summaries(&records);
+    let starts: Vec<_> = summaries.iter().map(|s| s.start.us_since(now(0).wall) / 1_000_000).collect();
+    assert_eq!(starts[..6], [86_400, 86_410, 30, 40, 50, 60]);
+    let counted: u32 = summaries.iter().flat_map(|s| s.sensors.iter().flatten()).map(|s| s.count).sum();
+    let late = life.pipeline.counters().late;
+    assert_eq!(u64::from(counted) + late, 59 + 99, "each is in one summary or counted");
+    assert!(late < 30, "{late}");
 }
