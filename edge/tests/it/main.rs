@@ -6,6 +6,7 @@
 mod configuration;
 mod daemon;
 mod delivery;
+mod devices;
 mod gateway;
 mod ledger;
 mod proxy;
