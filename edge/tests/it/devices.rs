@@ -9,60 +9,23 @@ use std::{
 };
 
 use gemba_mqtt::tls::{Identity, Pem, Trust, client_config};
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeReasonCode,
     TlsConfiguration, Transport,
 };
-use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
 
-use crate::gateway::{Gateway, free_address, wait};
+use crate::{
+    certificates::{Authority, Certified},
+    gateway::{Gateway, free_address, wait},
+};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const DENIED: &str = "gemba_edge_gate_refused_total{reason=\"bad_credentials\"}";
-
-/// Signs certificates.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-/// A certificate with its key.
-struct Certified {
-    identity: Identity,
-    pem: String,
-    key_pem: String,
-    fingerprint: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn certify(&self, common_name: &str, subject: &str) -> Certified {
-        let mut params = CertificateParams::new(vec![subject.to_owned()]).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, "Works");
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let (pem, key_pem) = (certificate.pem(), key.serialize_pem());
-        let identity = Identity { certificate: Pem::text(&pem, "test"), key: Pem::text(&key_pem, "test") };
-        let fingerprint = Sha256::digest(certificate.der()).iter().map(|byte| format!("{byte:02x}")).collect();
-        Certified { identity, pem, key_pem, fingerprint }
-    }
-}
 
 /// A gateway with a TLS port, and devices of each kind.
 struct Door {
