@@ -32,6 +32,7 @@ const HELD_BYTES_MAX: u32 = 4 << 20;
 /// What a subscriber counts.
 #[derive(Debug, Default)]
 pub struct ClientCounters {
+    /// There is a connection, and the broker has taken the subscriptions.
     pub connected: AtomicBool,
     pub connections: AtomicU64,
     pub messages: AtomicU64,
@@ -132,6 +133,8 @@ impl Link<'_> {
                     if refused > 0 {
                         self.counters.refused.fetch_add(refused, Ordering::Relaxed);
                         tracing::error!(refused, ?filters, "broker refuses subscriptions: check its access rules");
+                    } else {
+                        self.counters.connected.store(true, Ordering::Relaxed);
                     }
                     continue;
                 }
@@ -158,12 +161,13 @@ impl Link<'_> {
     }
 
     fn connected(&self, session_present: bool, filters: &[String], first: &mut bool) -> Result<(), String> {
-        self.counters.connected.store(true, Ordering::Relaxed);
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         // A session has its subscriptions, but at our start the filters may be others than they were.
         if !session_present || *first {
             let filters = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
             self.client.try_subscribe_many(filters).map_err(|error| error.to_string())?;
+        } else {
+            self.counters.connected.store(true, Ordering::Relaxed);
         }
         *first = false;
         tracing::info!(session_present, "connected to the broker");
