@@ -26,8 +26,8 @@ mod accumulator;
 
 use accumulator::{Accumulator, Energy};
 
-/// How many readings of a sensor are remembered to know one that comes again.
-pub const RECENT: usize = 12;
+/// How many readings of a sensor are remembered to know one that comes again: as many as a broker usually has under way.
+pub const RECENT: usize = 32;
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
 const OPEN_STEPS_MAX: usize = 600;
 
