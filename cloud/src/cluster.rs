@@ -275,18 +275,21 @@ fn prepare(directory: &Path, account: &Account) -> anyhow::Result<PathBuf> {
             // Only what is this daemon's own may be opened: its data directory and what it keeps in it.
             let ours = parent == directory || Some(parent) == directory.parent();
             if !ours || metadata.uid() != nix::unistd::geteuid().as_raw() {
-                bail!(
-                    "user {:?}, as whom PostgreSQL runs (it refuses to run as root), cannot pass through {}: \
-                     run `chmod o+x {0}`, choose another data_dir, or set database_url",
-                    account.name(),
-                    parent.display(),
-                );
+                bail!(cannot_pass(account.name(), parent));
             }
             let mode = metadata.mode() & 0o7777 | 0o011;
             fs::set_permissions(parent, fs::Permissions::from_mode(mode)).with_context(failed)?;
         }
     }
     Ok(directory)
+}
+
+fn cannot_pass(account: &str, directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        "user {account:?}, as whom PostgreSQL runs (it refuses to run as root), cannot pass through {directory}: \
+         run `chmod o+x {directory}`, choose another data_dir, or set database_url"
+    )
 }
 
 fn socket_directory(directory: &Path, account: &Account) -> anyhow::Result<PathBuf> {
@@ -345,4 +348,15 @@ fn tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let from = text.len().saturating_sub(2_000);
     String::from_utf8_lossy(&text[from..]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_closed_to_the_server_is_told_with_what_opens_it() {
+        let told = cannot_pass("postgres", Path::new("/srv/own"));
+        assert!(told.contains("user \"postgres\"") && told.contains("`chmod o+x /srv/own`"), "{told}");
+    }
 }

@@ -23,7 +23,7 @@ use jiff::SignedDuration;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Duration, timeout},
+    time::{Duration, Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -159,24 +159,51 @@ impl Intake {
     }
 }
 
+/// Of one outage that goes on, the log tells this often.
+const TELL_EVERY: Duration = Duration::from_mins(1);
+
 /// Pauses between attempts at a database that is away: doubled up to a bound.
 #[derive(Debug)]
-pub(crate) struct Pause(Duration);
+pub(crate) struct Pause {
+    next: Duration,
+    told_at: Option<Instant>,
+}
 
 impl Default for Pause {
     fn default() -> Self {
-        Self(Duration::from_millis(100))
+        Self { next: Duration::from_millis(100), told_at: None }
     }
 }
 
 impl Pause {
+    /// Whether the log is to be told of this attempt's failure.
+    pub(crate) fn is_news(&mut self, now: Instant) -> bool {
+        let news = self.told_at.is_none_or(|at| now.saturating_duration_since(at) >= TELL_EVERY);
+        if news {
+            self.told_at = Some(now);
+        }
+        news
+    }
+
     /// Whether to try again; false when it is time to stop.
     pub(crate) async fn pass(&mut self, cancel: &CancellationToken) -> bool {
-        let now = self.0;
-        self.0 = (now * 2).min(Duration::from_secs(5));
+        let now = self.next;
+        self.next = (now * 2).min(Duration::from_secs(5));
         tokio::select! {
             () = cancel.cancelled() => false,
             () = tokio::time::sleep(now) => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_told_at_once_and_then_once_a_minute() {
+        let (mut pause, start) = (Pause::default(), Instant::now());
+        let told = (0..150).filter(|second| pause.is_news(start + Duration::from_secs(*second))).collect::<Vec<_>>();
+        assert_eq!(told, [0, 60, 120]);
     }
 }

@@ -96,15 +96,6 @@ impl Keys {
         Ok(Certificate { authority_pem, chain_pem, key_pem: key.serialize_pem() })
     }
 
-    /// A name that tells this cloud from others that work beside it; made once.
-    ///
-    /// # Errors
-    /// If it cannot be read or written.
-    pub fn instance(&self) -> anyhow::Result<String> {
-        let name = self.kept("instance.txt", || Ok(uuid::Uuid::new_v4().simple().to_string()))?;
-        Ok(name.trim().to_owned())
-    }
-
     fn pem_key(&self, name: &str) -> anyhow::Result<KeyPair> {
         let pem = self.kept(name, || Ok(KeyPair::generate()?.serialize_pem()))?;
         KeyPair::from_pem(&pem).with_context(|| format!("{} holds no key", self.directory.join(name).display()))

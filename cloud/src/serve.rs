@@ -137,11 +137,7 @@ enum Link {
 impl Link {
     async fn open(config: &Config, keys: &Keys) -> anyhow::Result<Self> {
         match &config.mqtt.url {
-            Some(url) => {
-                // The same after every start, and another for every cloud that shares the load.
-                let name = keys.instance()?;
-                Ok(Self::External(Box::new(External::open(url, &config.mqtt, &name)?)))
-            }
+            Some(url) => Ok(Self::External(Box::new(External::open(url, &config.mqtt)?))),
             None => Port::open(&config.mqtt, keys).await.map(Self::Own),
         }
     }

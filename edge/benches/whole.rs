@@ -16,6 +16,10 @@ const EDGE: &str = env!("CARGO_BIN_EXE_gemba-edge");
 const MACHINES: &str = "250";
 const CONNECTIONS: &str = "10";
 const MESSAGES: u64 = 2_000_000;
+const STEADY_RATE: &str = "30000";
+const STEADY_MESSAGES: u64 = 900_000;
+/// More than a calibration takes.
+const HISTORY: &str = "6m";
 const READY_MAX: Duration = Duration::from_secs(10);
 /// The kernel's clock ticks a second in /proc (`getconf CLK_TCK`): 100 on every Linux that Rust runs on.
 const TICKS_PER_S: f64 = 100.0;
@@ -38,13 +42,15 @@ fn free_address() -> SocketAddr {
 }
 
 impl Edge {
-    fn start(directory: &Path) -> Self {
+    /// `model`: what judges, where it is not the built-in baseline.
+    fn start(directory: &Path, model: Option<&str>) -> Self {
         let (mqtt, http) = (free_address(), free_address());
         let config = directory.join("edge.toml");
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("models");
+        let default = model.map_or_else(String::new, |model| format!("default = \"{model}\"\n"));
         let text = format!(
             "[gateway]\ndata_dir = \"{}/edge\"\n[mqtt]\nlisten = \"{mqtt}\"\nanonymous = true\n[http]\nlisten = \"{http}\"\n\
-             [models]\ndir = \"{}\"\n",
+             [models]\ndir = \"{}\"\n{default}",
             directory.display(),
             models.display()
         );
@@ -80,10 +86,10 @@ impl Edge {
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
-    fn load(&self, more: &[&str]) -> serde_json::Value {
+    fn simulate(&self, more: &[&str]) -> serde_json::Value {
         let url = format!("mqtt://{}", self.mqtt);
         let output = Command::new(EDGE)
-            .args(["simulate", "--load", "--json", "--url", &url, "--machines", MACHINES, "--connections", CONNECTIONS])
+            .args(["simulate", "--json", "--url", &url, "--machines", MACHINES, "--connections", CONNECTIONS])
             .args(more)
             .output()
             .unwrap();
@@ -92,33 +98,59 @@ impl Edge {
     }
 }
 
-fn main() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut first = Edge::start(directory.path());
-    println!("start to ready, empty: {:.0} ms", first.ready.as_secs_f64() * 1e3);
-    println!("resident after the start: {:.1} MiB", first.resident_mib("VmRSS:"));
-
-    for (what, format) in [("plain numbers", "number"), ("JSON with a source time", "json")] {
-        let messages = MESSAGES.to_string();
-        let cpu = first.cpu_s();
-        let report = first.load(&["--messages", &messages, "--format", format]);
-        let cpu = first.cpu_s() - cpu;
-        let acknowledged = report["acknowledged"].as_u64().unwrap();
-        assert_eq!(acknowledged, MESSAGES, "every message was acknowledged");
+impl Edge {
+    /// Publishes under load, and prints what it took.
+    fn load(&self, what: &str, messages: u64, more: &[&str]) {
+        let count = messages.to_string();
+        let cpu = self.cpu_s();
+        let report = self.simulate(&[&["--load", "--messages", &count], more].concat());
+        let cpu = self.cpu_s() - cpu;
+        assert_eq!(report["acknowledged"].as_u64().unwrap(), messages, "every message was acknowledged");
         println!(
-            "QoS 1, {MACHINES} machines x 8 sensors, {CONNECTIONS} connections, {what}: {:.0} messages/s, {:.1} CPU-s a million, \
-             PUBACK p50 {:.1} ms p99 {:.1} ms, resident {:.1} MiB (peak {:.1})",
+            "{what}: {:.0} messages/s, {:.1} CPU-s a million, PUBACK p50 {:.1} ms p99 {:.1} ms, resident {:.1} MiB (peak {:.1})",
             report["messages_per_s"].as_f64().unwrap(),
-            cpu / MESSAGES as f64 * 1e6,
+            cpu / messages as f64 * 1e6,
             report["latency_ms"]["p50"].as_f64().unwrap(),
             report["latency_ms"]["p99"].as_f64().unwrap(),
-            first.resident_mib("VmRSS:"),
-            first.resident_mib("VmHWM:"),
+            self.resident_mib("VmRSS:"),
+            self.resident_mib("VmHWM:"),
         );
     }
-    first.child.kill().unwrap();
-    first.child.wait().unwrap();
+}
+
+/// As fast as it goes, from nothing.
+fn fastest() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Edge::start(directory.path(), None);
+    println!("start to ready, empty: {:.0} ms", first.ready.as_secs_f64() * 1e3);
+    println!("resident after the start: {:.1} MiB", first.resident_mib("VmRSS:"));
+    for (what, format) in [("plain numbers", "number"), ("JSON with a source time", "json")] {
+        first.load(&format!("as fast as acknowledged, {what}"), MESSAGES, &["--format", format]);
+    }
     drop(first);
-    let second = Edge::start(directory.path());
+    let second = Edge::start(directory.path(), None);
     println!("start to ready after a kill, journal replayed: {:.0} ms", second.ready.as_secs_f64() * 1e3);
+}
+
+/// With machines that are calibrated and judged, at the rate that is promised.
+fn steady(model: Option<&str>) {
+    let directory = tempfile::tempdir().unwrap();
+    let edge = Edge::start(directory.path(), model);
+    let judge = model.unwrap_or("the baseline");
+    let history = edge.simulate(&["--format", "json", "--history", HISTORY, "--duration", "5s"]);
+    println!(
+        "judged by {judge}: after {HISTORY} of history ({} messages) resident {:.1} MiB (peak {:.1})",
+        history["acknowledged"],
+        edge.resident_mib("VmRSS:"),
+        edge.resident_mib("VmHWM:"),
+    );
+    let what = format!("judged by {judge}, steady");
+    edge.load(&what, STEADY_MESSAGES, &["--format", "json", "--rate", STEADY_RATE]);
+}
+
+fn main() {
+    println!("QoS 1, {MACHINES} machines x 8 sensors, {CONNECTIONS} connections");
+    fastest();
+    steady(None);
+    steady(Some("kernel-regression"));
 }

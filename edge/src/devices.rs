@@ -21,6 +21,8 @@ use crate::{
     passwords,
 };
 
+mod certificate;
+
 /// Passwords that may wait for their verification; more are asked to try again.
 const WAITING_MAX: usize = 256;
 /// The longest password that is looked at.
@@ -29,6 +31,8 @@ const PASSWORD_BYTES_MAX: usize = 1_024;
 struct Devices {
     by_name: HashMap<String, (Secret, Arc<Grant>)>,
     by_certificate: HashMap<[u8; 32], Arc<Grant>>,
+    /// By the common name of a certificate that our authority signed.
+    by_common_name: HashMap<String, Arc<Grant>>,
     anonymous: Option<Arc<Grant>>,
     verified: Mutex<HashMap<String, [u8; 32]>>,
     one_at_a_time: Semaphore,
@@ -58,6 +62,7 @@ impl Devices {
         let mut devices = Self {
             by_name: HashMap::new(),
             by_certificate: HashMap::new(),
+            by_common_name: HashMap::new(),
             anonymous: None,
             verified: Mutex::default(),
             one_at_a_time: Semaphore::new(1),
@@ -72,6 +77,9 @@ impl Devices {
                 Proof::Anonymous => devices.anonymous = Some(grant),
                 Proof::Certificate(fingerprint) => {
                     devices.by_certificate.insert(*fingerprint, grant);
+                }
+                Proof::CommonName(name) => {
+                    devices.by_common_name.insert(name.clone(), grant);
                 }
                 Proof::PasswordHash(phc) => {
                     devices.by_name.insert(device.name.clone(), (Secret::Hash(phc.clone()), grant));
@@ -88,10 +96,8 @@ impl Devices {
     }
 
     async fn judge(self: Arc<Self>, credentials: Credentials) -> Result<Arc<Grant>, Denied> {
-        if let Some(certificate) = &credentials.certificate
-            && let Some(grant) = self.by_certificate.get(&fingerprint(certificate))
-        {
-            return Ok(Arc::clone(grant));
+        if let Some(grant) = credentials.certificate.as_ref().and_then(|certificate| self.certified(certificate)) {
+            return Ok(grant);
         }
         let Some(name) = credentials.username.clone() else {
             let local = credentials.peer.ip().is_loopback();
@@ -136,13 +142,15 @@ impl Devices {
         Ok(grant)
     }
 
+    /// A device that is known by its very certificate, else one that is known by the name in it.
+    fn certified(&self, certificate: &CertificateDer<'_>) -> Option<Arc<Grant>> {
+        let by_name = || self.by_common_name.get(certificate::common_name(certificate)?);
+        self.by_certificate.get(&sha256(certificate)).or_else(by_name).cloned()
+    }
+
     fn is_verified(&self, name: &str, digest: &[u8; 32]) -> bool {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(name) == Some(digest)
     }
-}
-
-fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
-    sha256(certificate)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -21,7 +21,7 @@ use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     ids::MachineId,
     message::{CommandKind, LiveMachine, Outcome},
-    telemetry::{EventKind, Record, Timestamp},
+    telemetry::{Clock, EventKind, Record, Timestamp},
 };
 
 use crate::{
@@ -35,12 +35,29 @@ use crate::{
 /// Records and states are appended for this many machines at once.
 const MACHINES_A_WRITE: usize = 64;
 
-#[derive(Debug, Clone, Default)]
+/// A clock that is right is set by no more than this.
+const CLOCK_SLACK_US: i64 = 5_000_000;
+
+#[derive(Debug, Clone)]
 pub struct PipelineSettings {
     pub journal: JournalSettings,
+    /// How far a reading's time may be ahead of a clock that is right, microseconds. A machine that is further ahead was
+    /// measured by a wrong clock.
+    pub skew_future_us: i64,
     /// For machines that are not declared.
     pub defaults: Arc<MachineSettings>,
     pub machines: HashMap<MachineId, Arc<MachineSettings>>,
+}
+
+impl Default for PipelineSettings {
+    fn default() -> Self {
+        Self {
+            journal: JournalSettings::default(),
+            skew_future_us: 60_000_000,
+            defaults: Arc::default(),
+            machines: HashMap::new(),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +150,7 @@ impl Pipeline {
                 if entry.saved.journal == id && block <= entry.saved.block {
                     continue;
                 }
-                entry.take(reading, arrived, block, now, &mut counters);
+                entry.take(reading, arrived, block, now, settings.skew_future_us, &mut counters);
                 counters.replayed += 1;
             }
         })?;
@@ -175,11 +192,17 @@ impl Pipeline {
         deliveries: &mut Vec<Delivery>,
         now: Now,
     ) -> Result<(), PipelineError> {
-        let first_block = self.journal.append(readings, &self.registry, now)?;
+        let first_block = match self.journal.append(readings, &self.registry, now) {
+            Err(JournalError::OverBudget(_)) => {
+                self.relieve_journal()?;
+                self.journal.append(readings, &self.registry, now)?
+            }
+            appended => appended?,
+        };
         deliveries.drain(..).for_each(Delivery::acknowledge);
         for reading in readings {
             let entry = entry(&mut self.machines, &self.settings, &self.registry, reading);
-            entry.take(reading, now.wall, first_block, now, &mut self.counters);
+            entry.take(reading, now.wall, first_block, now, self.settings.skew_future_us, &mut self.counters);
         }
         Ok(())
     }
@@ -202,6 +225,23 @@ impl Pipeline {
         }
         self.pending = Some(pending).filter(|pending| !pending.marks.is_empty());
         self.write_pending()?;
+        self.trim()
+    }
+
+    /// Writes the states of all machines that the journal is kept for, so that it may go: with long intervals it is full before
+    /// they close.
+    fn relieve_journal(&mut self) -> Result<(), PipelineError> {
+        self.write_pending()?;
+        let waiting: Vec<usize> =
+            (0..self.machines.len()).filter(|ix| self.machines[*ix].needs_from.is_some()).collect();
+        for machines in waiting.chunks(MACHINES_A_WRITE) {
+            let mut pending = Pending { write: Write::default(), marks: Vec::new() };
+            for &ix in machines {
+                self.save(ix, &mut pending)?;
+            }
+            self.pending = Some(pending);
+            self.write_pending()?;
+        }
         self.trim()
     }
 
@@ -298,8 +338,23 @@ impl Pipeline {
 }
 
 impl Entry {
-    fn take(&mut self, reading: &Reading, arrived: Timestamp, block: u64, now: Now, counters: &mut PipelineCounters) {
+    fn take(
+        &mut self,
+        reading: &Reading,
+        arrived: Timestamp,
+        block: u64,
+        now: Now,
+        skew_future_us: i64,
+        counters: &mut PipelineCounters,
+    ) {
         counters.readings += 1;
+        // The clock was ahead and is right now: until it had caught up, every reading would be late.
+        let is_ahead = |at: Timestamp| at.us_since(now.wall) > skew_future_us.saturating_add(CLOCK_SLACK_US);
+        if now.clock == Clock::Trusted && self.machine.latest().is_some_and(is_ahead) && !is_ahead(reading.at) {
+            let forgotten = self.machine.restart_window();
+            counters.late += forgotten;
+            tracing::warn!(machine = %self.machine.id(), forgotten, "a machine's readings were ahead of the clock: it begins anew");
+        }
         let timed = reading.at != arrived;
         match self.machine.push(reading.sensor, reading.at, reading.value, timed, now.mono_us) {
             Taken::Counted => {

@@ -21,8 +21,12 @@ use crate::{
 
 /// The part of a machine's state that holds its catalog.
 const CATALOG_PART: u16 = 1;
-/// The part that changes with every step.
+/// The part that changes with every step. Behind its first block, those that follow stand from [`CORE_MORE`] on.
 const CORE_PART: u16 = 0;
+const CORE_MORE: u16 = 2;
+/// Where the detector's own parts begin.
+const CORE_END: u16 = 0x100;
+const BLOCK_BYTES: usize = 48 * 1_024;
 
 /// When a machine is off or idle: by the value of one sensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,6 +144,17 @@ impl Machine {
     /// Takes a reading. `timed` says that its time is the source's own.
     pub fn push(&mut self, sensor: SensorIx, at: Timestamp, value: f64, timed: bool, mono_us: i64) -> Taken {
         self.window.push(sensor, at, value, timed, mono_us)
+    }
+
+    /// The time of the latest reading.
+    #[must_use]
+    pub fn latest(&self) -> Option<Timestamp> {
+        self.window.latest()
+    }
+
+    /// Takes readings of any time from now on; how many are forgotten for it.
+    pub fn restart_window(&mut self) -> u64 {
+        self.window.restart()
     }
 
     /// Whether [`Machine::advance`] would give something.
@@ -292,7 +307,9 @@ impl Machine {
         let mut parts = Vec::new();
         let detector = self.detector.save(&mut parts);
         let saved = Saved { window: self.window.clone(), detector, mode: self.mode, mark };
-        parts.push((CORE_PART, postcard::to_stdvec(&saved)?));
+        let core = postcard::to_stdvec(&saved)?;
+        let numbers = std::iter::once(CORE_PART).chain(CORE_MORE..CORE_END);
+        parts.extend(numbers.zip(core.chunks(BLOCK_BYTES)).map(|(number, block)| (number, block.to_vec())));
         if self.saved_revision != Some(self.catalog.revision) || self.catalog_changed {
             parts.push((CATALOG_PART, postcard::to_stdvec(&(&self.catalog, self.catalog_changed))?));
             self.saved_revision = Some(self.catalog.revision);
@@ -308,7 +325,10 @@ impl Machine {
         parts: &BTreeMap<u16, Vec<u8>>,
         mono_us: i64,
     ) -> Option<(Self, Mark)> {
-        let saved: Saved = postcard::from_bytes(parts.get(&CORE_PART)?).ok()?;
+        // Blocks behind its end are of a time when it was larger, and are not read.
+        let more = parts.range(CORE_MORE..CORE_END).map(|(_, block)| block);
+        let core: Vec<u8> = std::iter::once(parts.get(&CORE_PART)?).chain(more).flatten().copied().collect();
+        let (saved, _): (Saved, _) = postcard::take_from_bytes(&core).ok()?;
         let (catalog, untold): (Catalog, bool) = postcard::from_bytes(parts.get(&CATALOG_PART)?).ok()?;
         let mut this = Self::new(id, settings);
         let periods = this.settings.periods;

@@ -26,8 +26,8 @@ mod accumulator;
 
 use accumulator::{Accumulator, Energy};
 
-/// How many readings of a sensor are remembered to know one that comes again.
-pub const RECENT: usize = 12;
+/// How many readings of a sensor are remembered to know one that comes again: as many as a broker usually has under way.
+pub const RECENT: usize = 32;
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
 const OPEN_STEPS_MAX: usize = 600;
 
@@ -173,6 +173,13 @@ impl Window {
     /// Goes on after a restart: the time that passed meanwhile closes nothing.
     pub fn resume(&mut self, mono_us: i64) {
         self.latest_mono_us = Some(mono_us);
+    }
+
+    /// Begins anew at any time; how many readings that were not in a closed interval are forgotten.
+    pub fn restart(&mut self) -> u64 {
+        let forgotten = self.intervals.iter().flat_map(|open| &open.sensors).map(Accumulator::count).sum();
+        *self = Self { power: self.power, ..Self::new(self.periods) };
+        forgotten
     }
 
     /// Says which sensor measures electrical power, and how many watts its unit is.

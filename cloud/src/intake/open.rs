@@ -139,10 +139,12 @@ impl Opener {
                 Ok(keys) => break keys,
                 Err(error) => {
                     self.intake.parts.metrics.storing.set(0);
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot read gateways' keys; trying again"
-                    );
+                    if pause.is_news(tokio::time::Instant::now()) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot read gateways' keys; trying again"
+                        );
+                    }
                     if !pause.pass(cancel).await {
                         return None;
                     }

@@ -1,13 +1,17 @@
 //! What is known of gateways and machines at this moment: gathered in memory, written once a second, lost without harm.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    mem::take,
+    collections::{BTreeSet, HashMap, hash_map::Entry},
+    mem::{replace, take},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use gemba_shared::message::{Live, LiveMachine, Status};
+use gemba_shared::{
+    ids::MachineId,
+    message::{Live, LiveMachine, Status},
+    telemetry::Timestamp,
+};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -33,7 +37,7 @@ pub struct Presence(Mutex<Gathered>);
 #[derive(Debug, Default)]
 struct Gathered {
     heard: BTreeSet<Uuid>,
-    live: HashMap<Uuid, Live>,
+    live: HashMap<(Uuid, MachineId), (Timestamp, LiveMachine)>,
     status: HashMap<Uuid, Status>,
 }
 
@@ -42,11 +46,15 @@ impl Presence {
         self.with(|gathered| gathered.heard.insert(gateway));
     }
 
+    /// A gateway with many machines tells of them in several messages.
     pub fn live(&self, gateway: Uuid, live: Live) {
         self.with(|gathered| {
-            let newer = gathered.live.get(&gateway).is_none_or(|known| known.at <= live.at);
-            if newer {
-                gathered.live.insert(gateway, live);
+            for machine in live.machines.into_iter().take(LIVE_MACHINES_MAX) {
+                match gathered.live.entry((gateway, machine.machine.clone())) {
+                    Entry::Occupied(mut known) if known.get().0 <= live.at => drop(known.insert((live.at, machine))),
+                    Entry::Occupied(_) => {}
+                    Entry::Vacant(none) => drop(none.insert_entry((live.at, machine))),
+                }
             }
         });
     }
@@ -66,6 +74,7 @@ pub(super) async fn run(intake: Arc<Intake>, presence: Arc<Presence>, cancel: Ca
     let mut watched_at = Instant::now();
     // Nobody was listening before: a gateway is offline only when it was silent while somebody was.
     let mut listening_since = Instant::now();
+    let mut failing = false;
     loop {
         let stop = tokio::select! {
             () = cancel.cancelled() => true,
@@ -78,9 +87,16 @@ pub(super) async fn run(intake: Arc<Intake>, presence: Arc<Presence>, cancel: Ca
             watched_at = Instant::now();
             done = watch(&intake).await;
         }
-        if let Err(error) = done {
-            listening_since = Instant::now();
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot write what is heard of gateways");
+        match done {
+            Ok(()) if take(&mut failing) => tracing::info!("what is heard of gateways is written again"),
+            Ok(()) => {}
+            Err(error) => {
+                listening_since = Instant::now();
+                // Once for each outage, not once a second.
+                if !replace(&mut failing, true) {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot write what is heard of gateways");
+                }
+            }
         }
         if stop {
             return;
@@ -100,12 +116,10 @@ async fn write(intake: &Intake, gathered: Gathered) -> Result<(), StoreError> {
     }
     let mut keys = Vec::new();
     let mut machines: Vec<LiveMachine> = Vec::new();
-    for (gateway, live) in gathered.live {
-        for machine in live.machines.into_iter().take(LIVE_MACHINES_MAX) {
-            // No outbox is named here: the latest catalog holds.
-            keys.push(MachineKey { gateway, epoch: 0, name: machine.machine.as_str().to_owned() });
-            machines.push(machine);
-        }
+    for ((gateway, name), (_, machine)) in gathered.live {
+        // No outbox is named here: the latest catalog holds.
+        keys.push(MachineKey { gateway, epoch: 0, name: name.as_str().to_owned() });
+        machines.push(machine);
     }
     if !keys.is_empty() {
         let now = clock::now();

@@ -9,7 +9,7 @@ use deadpool_postgres::Transaction;
 use gemba_shared::message::{Downlink, Epoch, Lane, Receipt, Refused, Seq};
 use gemba_shared::telemetry::Record;
 use jiff::{Timestamp, civil::Date};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -98,7 +98,9 @@ pub(super) async fn run(intake: Arc<Intake>, mut groups: mpsc::Receiver<Group>, 
                     intake.parts.metrics.transactions_failed.inc();
                     intake.parts.metrics.storing.set(0);
                     days.forget();
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot store; gateways wait");
+                    if pause.is_news(Instant::now()) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot store; gateways wait");
+                    }
                     if !pause.pass(&cancel).await {
                         return;
                     }

@@ -1,5 +1,8 @@
 //! A broker of one's own in place of the embedded one: frames come through a shared subscription, so several clouds
 //! share its load; answers are published by a second client.
+//!
+//! Sessions are clean: for a cloud that is gone a broker would go on to keep its share of the frames, which nobody
+//! would then see. What is lost with a connection, the gateways send again when no receipt comes.
 
 use std::sync::Arc;
 
@@ -13,6 +16,7 @@ use gemba_shared::{frame::FRAME_BYTES_MAX, topic};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{config, intake::Answer};
 
@@ -28,11 +32,11 @@ pub struct External {
 }
 
 impl External {
-    /// Reads the files that are named; connects to nothing yet. `name` tells this cloud from others at the broker.
+    /// Reads the files that are named; connects to nothing yet.
     ///
     /// # Errors
     /// If the URL or a file is of no use.
-    pub fn open(url: &str, settings: &config::Mqtt, name: &str) -> anyhow::Result<Self> {
+    pub fn open(url: &str, settings: &config::Mqtt) -> anyhow::Result<Self> {
         let trust = match &settings.ca_file {
             Some(file) => Trust::Only(Pem::file(file).context("mqtt.ca_file")?),
             None => Trust::System,
@@ -42,8 +46,11 @@ impl External {
             trust,
             username: settings.username.clone(),
             password_file: settings.password_file.clone(),
+            clean_session: true,
             ..Endpoint::default()
         };
+        // Clouds that share the load may have been set up by copying: only a name of this process is its own.
+        let name = Uuid::new_v4().simple();
         let options = |role: &str| {
             endpoint.options(&format!("gemba-cloud-{name}-{role}"), FRAME_BYTES_MAX + 1_024).context("mqtt.url")
         };

@@ -118,11 +118,31 @@ async fn grant(store: &Store, credentials: &Credentials) -> Result<Arc<Grant>, D
     }))
 }
 
+/// The changes that were acted on. Each is seen several times, and a gateway that came back with its new key is left alone;
+/// but a key that is followed by a revocation is two changes.
+#[derive(Debug, Default)]
+struct Cut(Vec<(Uuid, Timestamp)>);
+
+impl Cut {
+    /// The gateways with a change that was not seen before.
+    fn new(&mut self, changed: Vec<(Uuid, Timestamp)>, now: Timestamp) -> Vec<Uuid> {
+        self.0.retain(|(_, at)| now.duration_since(*at) < CUT_MARGIN * 4);
+        let mut new = Vec::new();
+        for change in changed {
+            if !self.0.contains(&change) {
+                self.0.push(change);
+                new.push(change.0);
+            }
+        }
+        new
+    }
+}
+
 /// Cuts the connections of gateways that were revoked or got a new key, until `cancel`.
 pub async fn cut_off(store: Store, gate: Arc<Gate>, metrics: Arc<Metrics>, cancel: CancellationToken) {
     let mut ticks = tokio::time::interval(CUT_EVERY);
     let mut since = clock::now();
-    let mut cut: Vec<(Uuid, Timestamp)> = Vec::new();
+    let mut cut = Cut::default();
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -135,13 +155,7 @@ pub async fn cut_off(store: Store, gate: Arc<Gate>, metrics: Arc<Metrics>, cance
         match store.gateways_cut_off(from).await {
             Ok(changed) => {
                 since = now;
-                cut.retain(|(_, at)| now.duration_since(*at) < CUT_MARGIN * 4);
-                for gateway in changed {
-                    // Each change is seen several times; a gateway that came back with its new key is left alone.
-                    if cut.iter().any(|(known, _)| *known == gateway) {
-                        continue;
-                    }
-                    cut.push((gateway, now));
+                for gateway in cut.new(changed, now) {
                     gate.disconnect(&gateway.to_string());
                     tracing::info!(%gateway, "a gateway was revoked or got a key: older connections of it are cut");
                 }
@@ -169,5 +183,23 @@ pub async fn watch_broker(broker: Broker, cancel: CancellationToken) -> anyhow::
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_change_of_a_gateway_cuts_once() {
+        let (gateway, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let mut cut = Cut::default();
+        assert_eq!(cut.new(vec![(gateway, at(0))], at(1)), [gateway], "it was enrolled");
+        assert_eq!(cut.new(vec![(gateway, at(0))], at(2)), Vec::<Uuid>::new(), "and came back with its key");
+        assert_eq!(cut.new(vec![(gateway, at(2)), (other, at(2))], at(3)), [gateway, other], "revoked at once");
+        assert_eq!(cut.new(vec![(gateway, at(2)), (other, at(2))], at(9)), Vec::<Uuid>::new());
+        assert_eq!(cut.new(Vec::new(), at(90)), Vec::<Uuid>::new());
+        assert!(cut.0.is_empty(), "memory is bounded");
     }
 }

@@ -60,18 +60,18 @@ impl Store {
         Ok(row.map(|row| Login { password_sha256: row.get(0) }))
     }
 
-    /// Those of these gateways that are no longer enrolled, or whose password was changed since `since`.
+    /// The gateways that were revoked or got a new password since `since`, and when that was.
     ///
     /// # Errors
     /// If the database cannot be reached or refuses.
-    pub async fn gateways_cut_off(&self, since: Timestamp) -> Result<Vec<Uuid>, StoreError> {
+    pub async fn gateways_cut_off(&self, since: Timestamp) -> Result<Vec<(Uuid, Timestamp)>, StoreError> {
         let client = self.client().await?;
         let select = client
             .prepare_cached(
-                "SELECT id FROM gateways WHERE revoked_at >= $1 OR (enrolled_at >= $1 AND state = 'enrolled')",
+                "SELECT id, greatest(revoked_at, enrolled_at) FROM gateways WHERE revoked_at >= $1 OR enrolled_at >= $1",
             )
             .await?;
-        Ok(client.query(&select, &[&since]).await?.iter().map(|row| row.get(0)).collect())
+        Ok(client.query(&select, &[&since]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// These gateways were heard at `at`.

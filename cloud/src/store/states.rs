@@ -37,11 +37,11 @@ pub async fn update(
     Ok(())
 }
 
-/// The statement of [`update`].
+/// The statement of [`update`]. A state from the future (a gateway's clock was ahead) gives way to any.
 pub const UPDATE: &str = "
     UPDATE machines SET last_reading_at = $2, detector = $3, calibration_percent = $4, score = $5,
                         health_percent = $6, mode = $7, last_values = $8
-    WHERE id = $1 AND (last_reading_at IS NULL OR last_reading_at <= $2)";
+    WHERE id = $1 AND (last_reading_at IS NULL OR last_reading_at <= $2 OR last_reading_at > now() + interval '2 minutes')";
 
 impl Store {
     /// Writes the states that live messages carried; `state` makes a machine's, from what is known of it. Those that

@@ -182,3 +182,33 @@ async fn live_states_and_status_are_written_soon() {
     timeout(DEADLINE, written).await.expect("it is written");
     line.cancel.cancel();
 }
+
+#[tokio::test]
+async fn live_messages_of_one_gateway_that_come_together_are_all_taken() {
+    let mut line = Line::new().await;
+    let gateway = line.gateway.clone();
+    let names: Vec<String> = (0..200).map(|n| format!("m{n:03}")).collect();
+    let catalogs = names.iter().map(|name| catalog(name, 1, &["a"])).collect();
+    line.send(vec![gateway.publish_batch(summaries(1, catalogs))]).await;
+    // As an edge with many machines sends them: some in each message, all of one moment.
+    let sent_at = ago(0);
+    let messages = names.chunks(64).map(|names| {
+        let machines = names.iter().map(|name| LiveMachine {
+            machine: machine(name),
+            at: ago(1),
+            catalog_revision: 1,
+            values: vec![Some(1.5)],
+            verdict: verdict(),
+        });
+        let live = Live { at: sent_at, clock: Clock::Trusted, machines: machines.collect() };
+        gateway.publish(&Uplink::Live(live), Channel::Live)
+    });
+    line.send(messages.collect()).await;
+    let written = async {
+        while rows(&line.store, "SELECT count(*) FROM machines WHERE last_reading_at IS NOT NULL").await != "200" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, written).await.expect("every machine has its state");
+    line.cancel.cancel();
+}

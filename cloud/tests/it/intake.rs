@@ -212,3 +212,16 @@ async fn a_silent_gateway_is_offline_and_comes_back() {
     assert!(turned.len() == 1 && !turned[0].offline);
     assert_eq!(rows(&store, "SELECT condition, state FROM alarms").await, "gateway_offline returned_unacknowledged");
 }
+
+#[tokio::test]
+async fn a_state_of_the_future_gives_way_to_the_present() {
+    let (store, bench, gateway) = setup().await;
+    let ahead = vec![catalog("m", 1, &["a"]), summary("m", ago(-7_200), &[1.0])];
+    take(&bench, &gateway, &[summaries(1, ahead)]).await;
+    assert_eq!(rows(&store, "SELECT last_values FROM machines").await, "{1}");
+    // The gateway's clock was set right: its machine is not to look frozen for two hours.
+    take(&bench, &gateway, &[summaries(3, vec![summary("m", ago(20), &[2.0])])]).await;
+    assert_eq!(rows(&store, "SELECT last_values FROM machines").await, "{2}");
+    take(&bench, &gateway, &[summaries(4, vec![summary("m", ago(60), &[3.0])])]).await;
+    assert_eq!(rows(&store, "SELECT last_values FROM machines").await, "{2}", "what is older does not");
+}

@@ -58,6 +58,8 @@ pub enum Proof {
     PasswordFile(PathBuf),
     /// SHA-256 of the device's TLS certificate.
     Certificate([u8; 32]),
+    /// The common name of a TLS certificate that `client_ca` signed.
+    CommonName(String),
     /// None: any client of this machine.
     Anonymous,
 }
@@ -68,6 +70,7 @@ impl std::fmt::Debug for Proof {
             Self::PasswordHash(_) => "PasswordHash",
             Self::PasswordFile(_) => "PasswordFile",
             Self::Certificate(_) => "Certificate",
+            Self::CommonName(_) => "CommonName",
             Self::Anonymous => "Anonymous",
         })
     }
@@ -135,6 +138,11 @@ fn gate(mut section: Section<'_>, folder: &Path) -> Mqtt {
         if let Some((_, first)) = names.iter().find(|(name, _)| *name == device.name) {
             section.fault_at(line, "devices", format!("the name {:?} was used in line {first} already", device.name));
         }
+        if matches!(device.proof, Proof::Certificate(_) | Proof::CommonName(_))
+            && let Some(other) = devices.iter().find(|other: &&Device| other.proof == device.proof)
+        {
+            section.fault_at(line, "devices", format!("{:?} has the same certificate", other.name));
+        }
         names.push((device.name.clone(), line));
         devices.push(device);
     }
@@ -195,7 +203,7 @@ fn device(mut section: Section<'_>, listen: &[SocketAddr], tls: Option<&Tls>, fo
     if !section.has("name") {
         section.fault("", "`name` is missing: the device's user name");
     }
-    let proofs = ["password_hash", "password_file", "certificate_sha256", "anonymous"];
+    let proofs = ["password_hash", "password_file", "certificate_sha256", "certificate_name", "anonymous"];
     let given: Vec<_> = proofs.iter().filter(|key| section.has(key)).collect();
     if given.len() != 1 {
         section.fault(given.get(1).map_or("", |key| key), format!("one of {} is needed", proofs.join(", ")));
@@ -213,8 +221,13 @@ fn device(mut section: Section<'_>, listen: &[SocketAddr], tls: Option<&Tls>, fo
     }
     if let Some(fingerprint) = section.parsed("certificate_sha256", values::sha256_hex) {
         proof = Some(Proof::Certificate(fingerprint));
-        if tls.is_none_or(|tls| tls.client_ca.is_none()) {
-            section.fault("certificate_sha256", "certificates are only seen where [mqtt.tls] has a `client_ca`");
+    }
+    if let Some(name) = section.parsed("certificate_name", device_name) {
+        proof = Some(Proof::CommonName(name));
+    }
+    for key in ["certificate_sha256", "certificate_name"] {
+        if section.has(key) && tls.is_none_or(|tls| tls.client_ca.is_none()) {
+            section.fault(key, "certificates are only seen where [mqtt.tls] has a `client_ca`");
         }
     }
     if section.boolean("anonymous", false) {

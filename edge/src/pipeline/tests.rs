@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, path::PathBuf};
 use gemba_shared::{
     ids::SensorId,
     message::Lane,
-    telemetry::{Clock, DetectorState, Event, Summary},
+    telemetry::{DetectorState, Event, Summary},
 };
 use tempfile::TempDir;
 
@@ -43,19 +43,23 @@ fn settings() -> PipelineSettings {
     PipelineSettings {
         journal: JournalSettings { generations, budget_bytes: 64 << 20 },
         defaults: Arc::new(machine),
-        machines: HashMap::new(),
+        ..PipelineSettings::default()
     }
 }
 
 fn open(dir: TempDir, now: Now) -> Life {
+    open_with(settings(), dir, now)
+}
+
+fn open_with(settings: PipelineSettings, dir: TempDir, now: Now) -> Life {
     let generations = GenerationSettings { generation_bytes: 1 << 20, cache_bytes: 1 << 20 };
     let outbox = OutboxSettings { generations, ..OutboxSettings::default() };
     let (outbox, opened) = Outbox::open(&dir.path().join("outbox"), outbox).unwrap();
     assert_eq!(opened.quarantined, Vec::<PathBuf>::new());
     let outbox = Arc::new(Mutex::new(outbox));
-    let registry = Registry::new(100, 100);
+    let registry = Registry::new(100, 256);
     let journal = dir.path().join("journal");
-    let pipeline = Pipeline::open(settings(), &journal, outbox, opened.states, registry, now).unwrap();
+    let pipeline = Pipeline::open(settings, &journal, outbox, opened.states, registry, now).unwrap();
     Life { dir, pipeline }
 }
 
@@ -318,4 +322,83 @@ fn the_journal_goes_as_the_outbox_takes_over() {
     let counters = life.pipeline.counters();
     assert_eq!((counters.late, counters.duplicates, counters.readings), (0, 0, 399 * 4_000 + 1));
     assert!(counters.journal_bytes < 8 << 20, "{}", counters.journal_bytes);
+}
+
+#[test]
+fn a_state_of_any_size_is_kept() {
+    // Many sensors, and steps that wait long for readings that are on their way.
+    let mut settings = settings();
+    let periods = crate::window::Periods { lateness_us: 15_000_000, ..crate::window::Periods::default() };
+    settings.defaults = Arc::new(MachineSettings { periods, ..MachineSettings::clone(&settings.defaults) });
+    let run = |kill_at: Option<i64>| {
+        let mut life = open_with(settings.clone(), TempDir::new().unwrap(), now(0));
+        for at in (5..600).step_by(5) {
+            let readings: Vec<_> =
+                (0..256).map(|sensor| (1, sensor, at, (at % 7) as f64 + sensor as f64 / 3.0)).collect();
+            life.ingest(&readings, at);
+            life.pipeline.tick(now(at)).unwrap();
+            if kill_at == Some(at) {
+                let dir = TempDir::new().unwrap();
+                copy_into(life.dir.path(), dir.path());
+                life = open_with(settings.clone(), dir, now(at));
+            }
+        }
+        let records = life.records();
+        summaries(&records).into_iter().cloned().collect::<Vec<_>>()
+    };
+    let whole = run(None);
+    assert_eq!((whole.len(), whole[1].sensors.len()), (4, 256));
+    assert_eq!(run(Some(450)), whole);
+}
+
+#[test]
+fn a_journal_that_is_full_before_an_interval_closes_is_taken_up_in_the_states() {
+    let mut settings = settings();
+    let periods = crate::window::Periods { interval_us: 3_600_000_000, ..crate::window::Periods::default() };
+    settings.defaults = Arc::new(MachineSettings { periods, ..MachineSettings::clone(&settings.defaults) });
+    settings.journal.budget_bytes = 2 << 20;
+    let mut life = open_with(settings.clone(), TempDir::new().unwrap(), now(0));
+    let mut count = 0;
+    for at in 5..400 {
+        let readings: Vec<_> = (0..1_000).map(|n| (n % 3, n % 7, at, n as f64)).collect();
+        life.ingest(&readings, at);
+        life.pipeline.tick(now(at)).unwrap();
+        count += readings.len();
+    }
+    assert_eq!(life.records().len(), 0, "no interval is over");
+    assert!(life.pipeline.counters().journal_bytes < 4 << 20);
+    // Nothing of it is lost or counted twice, though most of the journal is gone.
+    let dir = TempDir::new().unwrap();
+    copy_into(life.dir.path(), dir.path());
+    let mut life = open_with(settings, dir, now(400));
+    life.pipeline.tick(now(80_000)).unwrap();
+    let records = life.records();
+    let counted = summaries(&records).into_iter().flat_map(|summary| summary.sensors.iter().flatten()).map(|s| s.count);
+    assert_eq!(counted.sum::<u32>() as usize, count - life.pipeline.counters().duplicates as usize);
+}
+
+#[test]
+fn a_clock_that_was_ahead_makes_nobody_deaf() {
+    const DAY: i64 = 864_000;
+    let mut life = open(TempDir::new().unwrap(), now(DAY));
+    for at in (5..300).step_by(5) {
+        life.ingest(&[(1, 0, DAY + at, 1.0)], DAY + at);
+        life.pipeline.tick(now(DAY + at)).unwrap();
+    }
+    // The clock is set right; the same holds after a restart, with what the journal has of before.
+    let mut life = life.kill(300, None);
+    for at in (305..800).step_by(5) {
+        life.ingest(&[(1, 0, at, 1.0)], at);
+        life.pipeline.tick(now(at)).unwrap();
+    }
+    assert_eq!(life.pipeline.live()[0].at, now(795).wall.plus_us(-1));
+    life.pipeline.tick(now(3_000)).unwrap();
+    let records = life.records();
+    let summaries = summaries(&records);
+    let starts: Vec<_> = summaries.iter().map(|s| s.start.us_since(now(0).wall) / 1_000_000).collect();
+    assert_eq!(starts[..6], [86_400, 86_410, 30, 40, 50, 60]);
+    let counted: u32 = summaries.iter().flat_map(|s| s.sensors.iter().flatten()).map(|s| s.count).sum();
+    let late = life.pipeline.counters().late;
+    assert_eq!(u64::from(counted) + late, 59 + 99, "each is in one summary or counted");
+    assert!(late < 30, "{late}");
 }

@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     ingest::Decoder,
     pipeline::{Pipeline, PipelineCounters, PipelineError},
-    reading::Reading,
+    reading::{Now, Reading},
     uplink::Order,
 };
 
@@ -120,12 +120,15 @@ impl Line {
                 }
             }
         }
-        while let Err(error) = self.pipeline.ingest(readings, batch, now) {
+        // While the disk fails, time stands still for the windows: what waits behind this batch is not late for it.
+        while let Err(error) = self.pipeline.ingest(readings, batch, Now { mono_us: self.clock.now().mono_us, ..now }) {
             self.failed(&error);
             if self.stop.is_cancelled() {
                 return false;
             }
-            runtime.block_on(sleep(RETRY_AFTER));
+            // A timer is made inside the runtime or not at all.
+            runtime.block_on(async { sleep(RETRY_AFTER).await });
+            self.state.progress_us.store(self.clock.now().mono_us, Relaxed);
         }
         self.works();
         // How many they are is counted at the next tick; that there are some is seen at once.
@@ -183,4 +186,81 @@ impl Line {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use gemba_mqtt::delivery::{Progress, Publish};
+
+    use super::*;
+    use crate::{
+        config::{ClockTrust, Config},
+        generations::GenerationSettings,
+        journal::JournalSettings,
+        outbox::{Outbox, OutboxSettings},
+        pipeline::PipelineSettings,
+        reading::Registry,
+    };
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// A line whose journal takes nothing, and where its deliveries go in.
+    fn full(dir: &Path, stop: &CancellationToken) -> (Line, mpsc::Sender<Delivery>, Arc<LineState>) {
+        let clock = Arc::new(Clock::new(ClockTrust::Trusted));
+        let (outbox, opened) = Outbox::open(&dir.join("outbox"), OutboxSettings::default()).unwrap();
+        let generations = GenerationSettings { generation_bytes: 1, cache_bytes: 1 << 20 };
+        let settings = PipelineSettings {
+            journal: JournalSettings { generations, budget_bytes: 0 },
+            ..PipelineSettings::default()
+        };
+        let outbox = Arc::new(Mutex::new(outbox));
+        let registry = Registry::new(10, 10);
+        let pipeline =
+            Pipeline::open(settings, &dir.join("journal"), outbox, opened.states, registry, clock.now()).unwrap();
+        let (deliver, deliveries) = mpsc::channel(4);
+        let (_, orders) = mpsc::channel(1);
+        let state = Arc::new(LineState::default());
+        let line = Line {
+            pipeline,
+            decoder: Decoder::new(&Config::parse("", Path::new("/")).unwrap(), false),
+            clock,
+            deliveries,
+            orders,
+            appended: Arc::default(),
+            live: watch::channel(Arc::default()).0,
+            state: Arc::clone(&state),
+            stop: stop.clone(),
+        };
+        (line, deliver, state)
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_is_waited_for_and_a_stop_ends_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (line, deliver, state) = full(dir.path(), &stop);
+        line.spawn(Handle::current(), ended.clone()).unwrap();
+        let message = Publish {
+            topic: "plant/p1/t".as_bytes().into(),
+            payload: "1.5".as_bytes().into(),
+            retain: false,
+            dup: false,
+        };
+        let progress = Arc::new(Progress::default());
+        let delivery = Delivery::new("test".into(), vec![message], Arc::clone(&progress), 1);
+        deliver.send(delivery).await.unwrap();
+        let tried_again = async {
+            while state.disk_failures.load(Relaxed) < 2 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout_at(Instant::now() + DEADLINE, tried_again).await.expect("it tries again");
+        assert!(!ended.is_cancelled());
+        assert!(lock(&state.disk).as_ref().is_some_and(|fault| fault.contains("budget")));
+        stop.cancel();
+        timeout_at(Instant::now() + DEADLINE, ended.cancelled()).await.expect("it stops");
+        assert_eq!(progress.safe_through(), 0, "nothing was acknowledged");
+    }
 }

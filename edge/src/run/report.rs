@@ -96,7 +96,10 @@ impl Vitals {
     fn unready(&self) -> Vec<String> {
         match &self.intake {
             Intake::External { counters, url } if !counters.connected.load(Relaxed) => {
-                vec![format!("no connection to the broker {url}")]
+                match counters.refused.load(Relaxed) {
+                    0 => vec![format!("no connection to the broker {url}")],
+                    _ => vec![format!("the broker {url} refuses subscriptions: check its access rules")],
+                }
             }
             _ => Vec::new(),
         }
@@ -186,6 +189,16 @@ impl Vitals {
                 figures.push(Figure::by_reason("gate_refused", "What the gate refused or dropped", refused));
             }
             Intake::External { counters, .. } => {
+                figures.push(Figure::gauge(
+                    "broker_connected",
+                    "1 while the broker is connected and has our subscriptions",
+                    f64::from(u8::from(counters.connected.load(Relaxed))),
+                ));
+                figures.push(Figure::counter(
+                    "broker_subscriptions_refused",
+                    "Subscriptions that the broker refused",
+                    counters.refused.load(Relaxed),
+                ));
                 figures.push(Figure::counter(
                     "broker_messages",
                     "Messages of the broker",

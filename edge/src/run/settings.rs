@@ -46,7 +46,8 @@ pub(super) fn pipeline(config: &Config) -> (PipelineSettings, Vec<ModelState>) {
     });
     let machines = machines.collect();
     let journal = JournalSettings { budget_bytes: config.journal_bytes_max, ..JournalSettings::default() };
-    (PipelineSettings { journal, defaults: Arc::new(defaults), machines }, models.states)
+    let skew_future_us = i64::try_from(config.limits.skew_future.as_micros()).unwrap_or(i64::MAX);
+    (PipelineSettings { journal, skew_future_us, defaults: Arc::new(defaults), machines }, models.states)
 }
 
 fn periods(periods: &config::Periods) -> Periods {

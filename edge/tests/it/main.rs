@@ -3,10 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails, and says what it saw")]
 #![allow(unreachable_pub, reason = "its modules are parts of one program")]
 
+mod certificates;
 mod configuration;
 mod daemon;
 mod delivery;
+mod devices;
+mod external;
 mod gateway;
 mod ledger;
+mod mosquitto;
+mod plant;
 mod proxy;
 mod whole_path;

@@ -28,7 +28,7 @@ use crate::gate::backend::Backend;
 
 /// A directive for `tracing_subscriber::EnvFilter`: rumqttd logs each connection that comes or goes as an
 /// error. What matters is seen by [`Broker::probe`].
-pub const LOG_FILTER: &str = "rumqttd=off";
+pub const LOG_FILTER: &str = "rumqttd=off,rustls=error";
 
 /// Messages that wait for the broker's router; more are refused.
 const FORWARDS_WAITING_MAX: usize = 4_096;

@@ -36,6 +36,8 @@ pub struct Endpoint {
     pub key_file: Option<PathBuf>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
+    /// The broker is to keep nothing for us while we are away.
+    pub clean_session: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +57,7 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// The options of a client with a session that the broker keeps. Reads the files that are named.
+    /// The options of a client. Reads the files that are named.
     ///
     /// # Errors
     /// If the URL or a file is of no use; the error says which.
@@ -64,7 +66,7 @@ impl Endpoint {
         let address = Address::parse(&self.url).map_err(|why| EndpointError::Url(self.url.clone(), why))?;
         let mut options = MqttOptions::new(client_id, address.host, address.port);
         options
-            .set_clean_session(false)
+            .set_clean_session(self.clean_session)
             .set_keep_alive(KEEP_ALIVE)
             .set_max_packet_size(packet_bytes_max, packet_bytes_max);
         let identity = match (&self.certificate_file, &self.key_file) {

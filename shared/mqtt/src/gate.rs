@@ -2,7 +2,7 @@
 //!
 //! Bounds: connections in all and for each address, time until a client is accepted, bytes of a packet, messages
 //! and bytes that were read and are not yet safe. Where the receiver of the deliveries is slow, sockets are not
-//! read. A connection that idles holds some 5 KiB of buffers.
+//! read. A connection that idles takes 16.7 KiB in all (without TLS).
 
 use std::{
     collections::HashMap,
@@ -34,9 +34,11 @@ mod chunk;
 mod client;
 mod counters;
 mod greeting;
+mod refusals;
 mod registry;
 
 pub use counters::Counters;
+use refusals::Refusals;
 use registry::Registry;
 
 /// After a failed `accept` (no descriptors left, as a rule) before the next.
@@ -136,6 +138,7 @@ pub(crate) struct Shared {
     broker: Broker,
     registry: Arc<Registry>,
     counters: Arc<Counters>,
+    refusals: Refusals,
     per_address: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -165,6 +168,7 @@ impl Gate {
             broker,
             registry: Arc::default(),
             counters: Arc::default(),
+            refusals: Refusals::default(),
             per_address: Mutex::default(),
         };
         Ok(Self { listeners: bound, addresses, shared: Arc::new(shared) })

@@ -56,6 +56,8 @@ pub struct Output {
     /// What the client now subscribes to, and did not before.
     pub subscribed: Vec<Filter>,
     pub unsubscribed: Vec<Filter>,
+    /// The topic of the last publish that was not granted.
+    pub not_granted: Option<Bytes>,
     pub tally: Tally,
 }
 
@@ -261,7 +263,10 @@ impl Connection {
                 self.answer(number, qos, id);
                 return Ok(());
             }
-            Route::NotGranted => &mut out.tally.not_granted,
+            Route::NotGranted => {
+                out.not_granted = Some(publish.topic);
+                &mut out.tally.not_granted
+            }
             Route::Reserved => &mut out.tally.reserved_topic,
             Route::TooLong => &mut out.tally.topic_too_long,
         };

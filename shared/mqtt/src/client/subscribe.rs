@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeFilter, SubscribeReasonCode};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Backoff;
@@ -21,10 +24,15 @@ use crate::delivery::{Delivery, Progress, Publish};
 const REQUESTS_MAX: usize = 66_000;
 /// Messages that were delivered and not yet answered; the broker's own window is smaller, as a rule.
 const UNANSWERED_MAX: usize = 4_096;
+/// What is held while nobody takes deliveries: messages, and their bytes. Within these the connection is served,
+/// and the broker gets its pings; beyond them it is not read any more.
+const HELD_MAX: usize = 4_096;
+const HELD_BYTES_MAX: u32 = 4 << 20;
 
 /// What a subscriber counts.
 #[derive(Debug, Default)]
 pub struct ClientCounters {
+    /// There is a connection, and the broker has taken the subscriptions.
     pub connected: AtomicBool,
     pub connections: AtomicU64,
     pub messages: AtomicU64,
@@ -37,7 +45,8 @@ pub struct ClientCounters {
 /// A message is answered when its delivery was acknowledged, in the order of arrival, and on the connection that
 /// brought it. After any error a new event loop is built, after a pause; the broker then sends again what was
 /// not answered. Subscribes at the first connection and whenever the broker has no session. While nobody takes
-/// deliveries the connection is not served; a broker that loses patience is connected to again.
+/// deliveries, what comes is held within bounds, so that the broker still hears from us; beyond them the connection
+/// is not served, and a broker that loses patience is connected to again.
 pub async fn subscribe(
     mut options: MqttOptions,
     filters: Vec<String>,
@@ -89,22 +98,24 @@ impl Link<'_> {
     ) -> String {
         let (unanswered, answering) = mpsc::channel(UNANSWERED_MAX);
         let answers = answer(self.client.clone(), self.progress.clone(), answering);
-        tokio::pin!(answers);
-        let moving = self.receive(filters, deliveries, first, backoff, unanswered);
+        let (hold, held) = mpsc::channel(HELD_MAX);
+        let receiving = self.receive(filters, first, backoff, unanswered, &hold);
         tokio::select! {
-            () = &mut answers => "a message was not taken: it will come again".into(),
-            error = moving => error,
+            () = answers => "a message was not taken: it will come again".into(),
+            () = hand_on(held, deliveries) => "nobody takes deliveries any more".into(),
+            error = receiving => error,
         }
     }
 
     async fn receive(
         &mut self,
         filters: &[String],
-        deliveries: &mpsc::Sender<Delivery>,
         first: &mut bool,
         backoff: &mut Backoff,
         unanswered: mpsc::Sender<(u64, rumqttc::Publish)>,
+        hold: &mpsc::Sender<Held>,
     ) -> String {
+        let room = Arc::new(Semaphore::new(HELD_BYTES_MAX as usize));
         loop {
             let publish = match self.events.poll().await {
                 Err(error) => return error.to_string(),
@@ -122,6 +133,8 @@ impl Link<'_> {
                     if refused > 0 {
                         self.counters.refused.fetch_add(refused, Ordering::Relaxed);
                         tracing::error!(refused, ?filters, "broker refuses subscriptions: check its access rules");
+                    } else {
+                        self.counters.connected.store(true, Ordering::Relaxed);
                     }
                     continue;
                 }
@@ -135,31 +148,38 @@ impl Link<'_> {
                     batch.push(publish);
                 }
             }
-            if let Err(error) = self.deliver(batch, deliveries, &unanswered).await {
-                return error;
+            let bytes: usize = batch.iter().map(|publish| publish.topic.len() + publish.payload.len()).sum();
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(HELD_BYTES_MAX);
+            let Ok(place) = Arc::clone(&room).acquire_many_owned(bytes).await else { return "it ends".into() };
+            let Some(delivery) = self.delivery(batch, &unanswered).await else {
+                return "nobody answers any more".into();
+            };
+            if hold.send(Held { delivery, _place: place }).await.is_err() {
+                return "nobody takes deliveries any more".into();
             }
         }
     }
 
     fn connected(&self, session_present: bool, filters: &[String], first: &mut bool) -> Result<(), String> {
-        self.counters.connected.store(true, Ordering::Relaxed);
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         // A session has its subscriptions, but at our start the filters may be others than they were.
         if !session_present || *first {
             let filters = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
             self.client.try_subscribe_many(filters).map_err(|error| error.to_string())?;
+        } else {
+            self.counters.connected.store(true, Ordering::Relaxed);
         }
         *first = false;
         tracing::info!(session_present, "connected to the broker");
         Ok(())
     }
 
-    async fn deliver(
+    /// `None` where nobody would answer.
+    async fn delivery(
         &mut self,
         batch: Vec<rumqttc::Publish>,
-        deliveries: &mpsc::Sender<Delivery>,
         unanswered: &mpsc::Sender<(u64, rumqttc::Publish)>,
-    ) -> Result<(), String> {
+    ) -> Option<Delivery> {
         let mut messages = Vec::with_capacity(batch.len());
         for mut publish in batch {
             self.count += 1;
@@ -169,13 +189,27 @@ impl Link<'_> {
                 retain: publish.retain,
                 dup: publish.dup,
             });
-            if publish.qos != QoS::AtMostOnce && unanswered.send((self.count, publish)).await.is_err() {
-                return Err("nobody answers any more".into());
+            if publish.qos != QoS::AtMostOnce {
+                unanswered.send((self.count, publish)).await.ok()?;
             }
         }
         self.counters.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
-        let delivery = Delivery::new(Arc::from(""), messages, self.progress.clone(), self.count);
-        deliveries.send(delivery).await.map_err(|_| "nobody takes deliveries any more".into())
+        Some(Delivery::new(Arc::from(""), messages, self.progress.clone(), self.count))
+    }
+}
+
+/// A delivery that waits to be taken, and its share of the bytes that may.
+struct Held {
+    delivery: Delivery,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Ends when nobody takes deliveries any more.
+async fn hand_on(mut held: mpsc::Receiver<Held>, deliveries: &mpsc::Sender<Delivery>) {
+    while let Some(Held { delivery, _place }) = held.recv().await {
+        if deliveries.send(delivery).await.is_err() {
+            return;
+        }
     }
 }
 

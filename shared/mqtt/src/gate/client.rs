@@ -326,7 +326,11 @@ impl Client {
 
     /// Carries out what the rules decided; replies are left to be written.
     async fn act(&mut self) -> Result<(), Over> {
-        self.shared.counters.take(std::mem::take(&mut self.out.tally));
+        let tally = std::mem::take(&mut self.out.tally);
+        self.shared.counters.take(tally);
+        if let Some(topic) = self.out.not_granted.take() {
+            self.shared.refusals.tell(&self.name, &topic, tally.not_granted, Instant::now());
+        }
         if !self.out.subscribed.is_empty() || !self.out.unsubscribed.is_empty() {
             let mut interest = self.shared.registry.interest_mut();
             self.out.subscribed.drain(..).for_each(|filter| interest.add(&filter));
