@@ -164,7 +164,7 @@ mod tests {
         check(mostly_still, (20.0, 0.5));
         check(vec![7.0; 100], (7.0, 0.0));
         check((0..100).map(|n| n as f32).collect(), (49.5, 37.065));
-        check([vec![f32::NAN; 30], vec![1.0, 2.0].repeat(35)].concat(), (1.5, 0.0));
+        check([vec![f32::NAN; 30], [1.0, 2.0].repeat(35)].concat(), (1.5, 0.0));
         check(vec![], (0.0, 0.0));
     }
 
