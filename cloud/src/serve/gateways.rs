@@ -125,16 +125,16 @@ struct Cut(Vec<(Uuid, Timestamp)>);
 
 impl Cut {
     /// The gateways with a change that was not seen before.
-    fn new(&mut self, changed: Vec<(Uuid, Timestamp)>, now: Timestamp) -> Vec<Uuid> {
+    fn unseen(&mut self, changed: Vec<(Uuid, Timestamp)>, now: Timestamp) -> Vec<Uuid> {
         self.0.retain(|(_, at)| now.duration_since(*at) < CUT_MARGIN * 4);
-        let mut new = Vec::new();
+        let mut unseen = Vec::new();
         for change in changed {
             if !self.0.contains(&change) {
                 self.0.push(change);
-                new.push(change.0);
+                unseen.push(change.0);
             }
         }
-        new
+        unseen
     }
 }
 
@@ -155,7 +155,7 @@ pub async fn cut_off(store: Store, gate: Arc<Gate>, metrics: Arc<Metrics>, cance
         match store.gateways_cut_off(from).await {
             Ok(changed) => {
                 since = now;
-                for gateway in cut.new(changed, now) {
+                for gateway in cut.unseen(changed, now) {
                     gate.disconnect(&gateway.to_string());
                     tracing::info!(%gateway, "a gateway was revoked or got a key: older connections of it are cut");
                 }
@@ -195,11 +195,11 @@ mod tests {
         let (gateway, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         let mut cut = Cut::default();
-        assert_eq!(cut.new(vec![(gateway, at(0))], at(1)), [gateway], "it was enrolled");
-        assert_eq!(cut.new(vec![(gateway, at(0))], at(2)), Vec::<Uuid>::new(), "and came back with its key");
-        assert_eq!(cut.new(vec![(gateway, at(2)), (other, at(2))], at(3)), [gateway, other], "revoked at once");
-        assert_eq!(cut.new(vec![(gateway, at(2)), (other, at(2))], at(9)), Vec::<Uuid>::new());
-        assert_eq!(cut.new(Vec::new(), at(90)), Vec::<Uuid>::new());
+        assert_eq!(cut.unseen(vec![(gateway, at(0))], at(1)), [gateway], "it was enrolled");
+        assert_eq!(cut.unseen(vec![(gateway, at(0))], at(2)), Vec::<Uuid>::new(), "and came back with its key");
+        assert_eq!(cut.unseen(vec![(gateway, at(2)), (other, at(2))], at(3)), [gateway, other], "revoked at once");
+        assert_eq!(cut.unseen(vec![(gateway, at(2)), (other, at(2))], at(9)), Vec::<Uuid>::new());
+        assert_eq!(cut.unseen(Vec::new(), at(90)), Vec::<Uuid>::new());
         assert!(cut.0.is_empty(), "memory is bounded");
     }
 }
