@@ -38,7 +38,8 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let (pem, key_pem) = (certificate.pem(), key.serialize_pem());
         let identity = Identity { certificate: Pem::text(&pem, "test"), key: Pem::text(&key_pem, "test") };
-        let fingerprint = Sha256::digest(certificate.der()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let bytes = Sha256::digest(certificate.der());
+        let fingerprint = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         Certified { identity, pem, key_pem, fingerprint }
     }
 }

@@ -87,7 +87,7 @@ async fn messages_of_a_broker_count_once_through_kills_of_the_gateway_and_of_the
     let database = plant.database().await;
     let mut device = Device::new(&broker);
     // The subscription stands when something arrives: a broker keeps nothing for those it does not know.
-    wait("the gateway at the broker", || plant.edge_metric("gemba_edge_broker_connected") == 1.0).await;
+    wait("the gateway at the broker", || plant.edge_metric("gemba_edge_broker_connected") > 0.0).await;
 
     // The gateway is killed while messages are under way to it, which then come again.
     let enough = Arc::new(AtomicBool::new(false));

@@ -32,7 +32,7 @@ impl Broker {
         let places = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin"];
         let Some(program) = places.iter().map(|place| Path::new(place).join("mosquitto")).find(|file| file.exists())
         else {
-            println!("skipped: mosquitto is not installed (apt install mosquitto)");
+            eprintln!("skipped: mosquitto is not installed (apt install mosquitto)");
             return None;
         };
         let (address, directory) = (free_address(), tempfile::tempdir().unwrap());

@@ -315,7 +315,7 @@ impl Plant {
         assert_eq!(count(database, "SELECT count(*) FROM gaps").await, 0);
         assert_eq!(count(database, "SELECT count(*) FROM refusals").await, 0);
         let values: i32 = sent.values().map(|figures| figures.count).sum();
-        println!("{values} values sent, {} sensor summaries stored, none missing, none double", sent.len());
+        eprintln!("{values} values sent, {} sensor summaries stored, none missing, none double", sent.len());
     }
 }
 

@@ -25,7 +25,11 @@ struct Ingest {
 
 impl Ingest {
     async fn start(options: MqttOptions, filter: &str) -> Self {
-        let (sender, deliveries) = mpsc::channel(16);
+        Self::with_room(options, filter, 16).await
+    }
+
+    async fn with_room(options: MqttOptions, filter: &str, room: usize) -> Self {
+        let (sender, deliveries) = mpsc::channel(room);
         let counters = Arc::<ClientCounters>::default();
         let cancel = CancellationToken::new();
         tokio::spawn(subscribe(options, vec![filter.into()], sender, counters.clone(), cancel.clone()));
@@ -184,4 +188,32 @@ async fn a_broker_that_lost_the_session_is_subscribed_to_again() {
         payloads = ingest.take(1) => assert_eq!(payloads[0], "x"),
         () = published => {}
     }
+}
+
+#[tokio::test]
+async fn a_broker_hears_from_us_while_nobody_takes_deliveries() {
+    let Some(mosquitto) = Mosquitto::start(None) else { return };
+    listening(&mosquitto).await;
+    let mut options = mosquitto.options("ingest");
+    options.set_keep_alive(Duration::from_secs(2));
+    let mut ingest = Ingest::with_room(options, "plant/#", 1).await;
+    let device = device(&mosquitto).await;
+    let until = async |what: &dyn Fn(&ClientCounters) -> bool| {
+        let reached = async {
+            while !what(&ingest.counters) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, reached).await.expect("it happens in time");
+    };
+    until(&|counters| counters.connected.load(Ordering::Relaxed)).await;
+    for i in 0..10 {
+        device.mqtt.publish("plant/pump/t", QoS::AtLeastOnce, false, i.to_string()).await.unwrap();
+        until(&|counters| counters.messages.load(Ordering::Relaxed) > i).await;
+    }
+    // The broker's patience is one and a half times the keep-alive.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(ingest.counters.connections.load(Ordering::Relaxed), 1);
+    let expected: Vec<String> = (0..10).map(|i: u64| i.to_string()).collect();
+    assert_eq!(ingest.take(10).await, expected);
 }
