@@ -107,7 +107,8 @@ pub struct Window {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 struct Sensor {
     last: Option<(Timestamp, f64)>,
-    recent: VecDeque<u32>,
+    /// Marks of the last readings. Of 48 bits: at 30,000 readings a second, one in years is taken for another.
+    recent: VecDeque<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -409,7 +410,7 @@ impl Sensor {
     /// Whether this reading came before; remembers it.
     fn is_again(&mut self, at: Timestamp, value: f64) -> bool {
         let bits = (at.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ value.to_bits().rotate_left(17);
-        let mark = (bits.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32;
+        let mark = bits.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 16;
         if self.recent.contains(&mark) {
             return true;
         }
