@@ -211,7 +211,7 @@ async fn start_intake(
                 packet_bytes_max: (config.limits.payload_bytes_max + PACKET_BYTES).max(2 << 20),
                 ..Limits::default()
             };
-            let gate = Gate::bind(listeners(settings)?, limits, broker).await?;
+            let gate = Gate::bind(listeners(settings)?, limits, broker).await.context("mqtt.listen")?;
             let (counters, addresses) = (gate.counters(), gate.addresses().to_vec());
             tracing::info!(?addresses, "listening for devices");
             tasks.spawn(async move {

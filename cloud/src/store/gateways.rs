@@ -60,7 +60,7 @@ impl Store {
         Ok(row.map(|row| Login { password_sha256: row.get(0) }))
     }
 
-    /// The gateways that were revoked or got a new password since `since`, and when that was.
+    /// The gateways that were revoked or got a new password in the place of an old one since `since`, and when that was.
     ///
     /// # Errors
     /// If the database cannot be reached or refuses.
@@ -68,7 +68,11 @@ impl Store {
         let client = self.client().await?;
         let select = client
             .prepare_cached(
-                "SELECT id, greatest(revoked_at, enrolled_at) FROM gateways WHERE revoked_at >= $1 OR enrolled_at >= $1",
+                "SELECT id, greatest(revoked_at, enrolled_at) FROM gateways
+                 WHERE revoked_at >= $1
+                    OR enrolled_at >= $1
+                       AND 1 < (SELECT count(*) FROM enrolment_tokens
+                                WHERE gateway_id = gateways.id AND used_at IS NOT NULL)",
             )
             .await?;
         Ok(client.query(&select, &[&since]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())

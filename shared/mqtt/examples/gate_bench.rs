@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         return load(address.parse()?, connection.parse()?, messages.parse()?);
     }
     let connections = first.map_or(Ok(10), |text| text.parse())?;
-    let messages = arguments.next().map_or(Ok(200_000), |text| text.parse())?;
+    let messages = arguments.next().map_or(Ok(20_000_000), |text| text.parse())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(bench(connections, messages))
 }
