@@ -1,8 +1,9 @@
-//! A release build embeds the page: it is built again when the page was. (Other builds read it from the disk.)
+//! Has the cloud built again when the page was, which it holds.
 
-use std::{env, io::Write};
+use std::{io::Write, path::Path};
 
 fn main() -> std::io::Result<()> {
-    let watched = if env::var("PROFILE").as_deref() == Ok("release") { "web/dist" } else { "build.rs" };
+    // A path that is not there counts as changed at every build.
+    let watched = if Path::new("web/dist").exists() { "web/dist" } else { "web" };
     writeln!(std::io::stdout().lock(), "cargo::rerun-if-changed={watched}")
 }

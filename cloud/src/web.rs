@@ -1,4 +1,4 @@
-//! The page: the files that `npm run build` left in `cloud/web/dist`, embedded in a release build.
+//! The page: the files that `npm run build` left in `cloud/web/dist`, embedded in the binary.
 //!
 //! A build without them serves a page that says how to build it. Files below `assets/` have their hash in their name
 //! and may be kept for ever; everything else is asked for again with its `ETag`. A path that is no file and looks
