@@ -312,6 +312,8 @@ impl Deliverer {
             clock: self.clock,
             live: self.live,
             orders: self.orders,
+            daemon_orders: None,
+            bytes_per_second_max: config.cloud.bytes_per_second_max,
             status: Arc::new(move || status.status()),
             commands_file: config.data_dir.join("commands"),
             state: Arc::clone(&vitals.uplink),

@@ -179,6 +179,21 @@ impl Outbox {
         Ok(())
     }
 
+    /// Begins a new epoch with what is held, for a cloud that has other records under its numbers.
+    ///
+    /// # Errors
+    /// If the disk fails; the old epoch goes on then.
+    pub fn renew_epoch(&mut self) -> Result<Epoch, OutboxError> {
+        let epoch = Epoch(getrandom::u64().map_err(OutboxError::Random)?);
+        let old = std::mem::replace(&mut self.epoch, epoch);
+        // The tail goes with the append, and the epoch stands in it.
+        if let Err(error) = self.append_rows(Vec::new(), &[]) {
+            self.epoch = old;
+            return Err(error);
+        }
+        Ok(epoch)
+    }
+
     /// The cloud will never take this record: it is written to the dead letters, and a gap stands in its place from now on.
     ///
     /// # Errors

@@ -156,7 +156,16 @@ impl Line {
 
     /// Carries out what the cloud commanded.
     fn obey(&mut self) {
-        while let Ok(Order { kind, answer }) = self.orders.try_recv() {
+        while let Ok(order) = self.orders.try_recv() {
+            let (kind, answer) = match order {
+                Order::Command { kind, answer } => (kind, answer),
+                Order::Catalog { machine, answer } => {
+                    if answer.send(self.pipeline.catalog(&machine).cloned()).is_err() {
+                        tracing::debug!("nobody waits for the catalog");
+                    }
+                    continue;
+                }
+            };
             let outcome = self.pipeline.command(&kind, self.clock.now()).unwrap_or_else(|error| {
                 self.failed(&error);
                 Outcome::Failed("the gateway's disk failed".into())

@@ -19,7 +19,7 @@ use rumqttc::MqttOptions;
 use super::line::LineState;
 use crate::{
     clock::Clock,
-    health::{Figure, Report},
+    health::{Figure, Kind, Report},
     ingest::{Reject, Rejects},
     outbox::{Backlog, Outbox, OutboxCounters},
     pipeline::PipelineCounters,
@@ -134,7 +134,7 @@ impl Vitals {
         match (delivering.why_not, delivering.gateway) {
             (Some(why), _) => tell("cloud", why.to_owned()),
             (None, gateway) => {
-                tell("cloud", format!("{}: {}", delivering.broker, link_text(self.uplink.link())));
+                tell("cloud", format!("{}: {}", delivering.broker, self.uplink.link().describe()));
                 tell("gateway", gateway.map_or_else(String::new, |gateway| gateway.to_string()));
             }
         }
@@ -172,6 +172,7 @@ impl Vitals {
                 "1 while the cloud is connected and answers",
                 f64::from(u8::from(self.uplink.link() == Link::Connected)),
             ),
+            link_figure(self.uplink.link()),
             Figure::by_reason("rejected", "Messages or values that were not taken", self.rejected()),
             Figure::counter("disk_failures", "Writes that the disk refused", self.line.disk_failures.load(Relaxed)),
         ];
@@ -252,13 +253,9 @@ impl Vitals {
     }
 }
 
-const fn link_text(link: Link) -> &'static str {
-    match link {
-        Link::Away => "away, trying again",
-        Link::Connected => "connected",
-        Link::Unanswered => "connected, but no receipt comes",
-        Link::ForeignKey => "connected, but what comes is not signed by the cloud that was enrolled",
-    }
+fn link_figure(now: Link) -> Figure {
+    let values = Link::ALL.map(|link| (link.as_str(), u64::from(link == now)));
+    Figure { kind: Kind::Gauge, ..Figure::by_reason("link", "1 for how things stand with the cloud", values) }
 }
 
 fn line_figures(line: &PipelineCounters) -> Vec<Figure> {
