@@ -265,9 +265,8 @@ impl Session {
             }
             return Judged::Old;
         }
-        if let (Some(theirs), Some(ours)) = (receipt.tail, known.digest)
-            && theirs != ours
-        {
+        // Without a digest the cloud was told that this number is no longer held, and here it is.
+        if known.digest.is_some() && receipt.tail != known.digest {
             return Judged::Impossible;
         }
         state.receipted(receipt.through, mono_us);

@@ -102,7 +102,19 @@ impl Cloud {
 }
 
 fn receipt(batch: &Batch, through: u64) -> Downlink {
-    Downlink::Receipt(Receipt { epoch: batch.seq.epoch, lane: batch.seq.lane, through, now: Timestamp(0), tail: None })
+    Downlink::Receipt(Receipt {
+        epoch: batch.seq.epoch,
+        lane: batch.seq.lane,
+        through,
+        now: Timestamp(0),
+        tail: tail(batch, through),
+    })
+}
+
+/// The digest of the record `number`, if it is in the batch.
+fn tail(batch: &Batch, number: u64) -> Option<u32> {
+    let place = usize::try_from(number.checked_sub(batch.seq.number)?).ok()?;
+    batch.records.get(place).map(Record::digest)
 }
 
 fn backlog(gateway: &Gateway) -> u64 {
