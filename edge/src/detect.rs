@@ -148,6 +148,16 @@ impl Detector {
         self.start_calibration();
     }
 
+    /// Time is counted anew from here on: what counts by the old is closed, and what was learnt stays.
+    pub fn change_time(&mut self, events: &mut Vec<EventKind>) {
+        if let Some(score) = self.core.alarm.close() {
+            events.push(EventKind::AnomalyClosed(self.anomaly_without_judgement(score)));
+        }
+        self.core.faults.close(events);
+        self.core.last_step = None;
+        self.history.clear();
+    }
+
     fn start_calibration(&mut self) {
         self.learnt = None;
         self.rows = Rows::default();

@@ -53,6 +53,7 @@ const PACKET_BYTES: usize = 1_024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const WATCHDOG_EVERY: Duration = Duration::from_secs(5);
+const ASK_TIME_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
@@ -92,7 +93,7 @@ impl Daemon {
     async fn start(config: Config) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let begun = Instant::now();
-        let clock = Arc::new(Clock::new(config.clock));
+        let clock = Arc::new(Clock::new(config.clock, config.data_dir.join("clock")));
         let opening = { (Arc::clone(&config), Arc::clone(&clock)) };
         let (outbox, pipeline, models) = spawn_blocking(move || open(&opening.0, &opening.1)).await??;
 
@@ -110,6 +111,7 @@ impl Daemon {
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let appended = Arc::new(Notify::new());
         let state = Arc::new(LineState::default());
+        state.progress_us.store(clock.now().mono_us, Ordering::Relaxed);
         let vitals = Arc::new(Vitals {
             clock: Arc::clone(&clock),
             line: Arc::clone(&state),
@@ -134,6 +136,7 @@ impl Daemon {
         };
         line.spawn(tokio::runtime::Handle::current(), line_ended.clone())?;
 
+        keep_time(&clock, &rest, &mut tasks);
         let deliverer = Deliverer { outbox, appended, clock, live: live_seen, orders };
         deliverer.start(&config, &vitals, &rest, &mut tasks);
         serve_http(&config, &vitals, &rest, &mut tasks).await?;
@@ -344,6 +347,26 @@ async fn serve_http(
         "the HTTP endpoint"
     });
     Ok(())
+}
+
+/// Asks whether the clock is right.
+fn keep_time(clock: &Arc<Clock>, cancel: &CancellationToken, tasks: &mut JoinSet<&'static str>) {
+    let (clock, cancel) = (Arc::clone(clock), cancel.clone());
+    tasks.spawn(async move {
+        let mut again = interval(ASK_TIME_EVERY);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                _ = again.tick() => {
+                    let clock = Arc::clone(&clock);
+                    if spawn_blocking(move || clock.ask()).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        "the clock"
+    });
 }
 
 /// Probes the broker, and tells the service manager that all is well while it is.

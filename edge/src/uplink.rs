@@ -213,6 +213,10 @@ impl Connection<'_> {
             });
             let Some([events, summaries]) = held.await else { return };
             let held = |lane| if lane == Lane::Events { events } else { summaries };
+            // Until the time is known, one record goes ahead: the receipt for it tells the time, and the others are put right.
+            if !self.uplink.clock.is_right() && self.session.answering() != Answering::Idle {
+                return;
+            }
             let Some(wanted) = self.session.next(held) else { return };
             let oldest = held(wanted.lane).oldest;
             match self.read(wanted, oldest).await {
@@ -238,9 +242,14 @@ impl Connection<'_> {
     /// A signed batch, and the number of its last record.
     async fn read(&self, wanted: Wanted, oldest: u64) -> anyhow::Result<Option<(u64, Vec<u8>)>> {
         let identity = Arc::clone(&self.uplink.identity);
+        let clock = Arc::clone(&self.uplink.clock);
         let Wanted { lane, from, records_max, bytes_max } = wanted;
+        let records_max = if clock.is_right() { records_max } else { 1 };
         let work = move |outbox: &mut Outbox| -> anyhow::Result<_> {
-            let records = outbox.read(lane, from, records_max, bytes_max)?;
+            let mut records = outbox.read(lane, from, records_max, bytes_max)?;
+            for record in &mut records {
+                clock.correct(record);
+            }
             if records.is_empty() {
                 return Ok(None);
             }
@@ -276,6 +285,8 @@ impl Connection<'_> {
         let judged = self.session.receipt(&receipt, next, mono_us);
         self.uplink.state.receipt(judged, mono_us);
         let Judged::Release(through) = judged else { return };
+        // An old receipt that somebody sends again releases nothing.
+        self.uplink.clock.hear(receipt.now);
         let released = move |outbox: &mut Outbox| outbox.release(receipt.epoch, receipt.lane, through);
         if let Some(Err(error)) = self.uplink.outbox(released).await {
             self.uplink.state.outbox_failed(&error.into());
@@ -313,7 +324,7 @@ impl Connection<'_> {
         let machines = Arc::clone(&self.uplink.live.borrow());
         let now = self.uplink.clock.now();
         for machines in machines.chunks(LIVE_MACHINES_MAX) {
-            self.send(Channel::Live, &Up::Live(Live { at: now.wall, clock: now.clock, machines: machines.to_vec() }));
+            self.send(Channel::Live, &Up::Live(Live { at: now.wall, clock: now.told(), machines: machines.to_vec() }));
         }
     }
 

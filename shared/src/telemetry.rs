@@ -116,7 +116,14 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Clock {
     Trusted,
+    /// Nobody knew whether the gateway's clock was right; times of arrival are a guess, times of a device are the device's.
     Untrusted,
+    /// Read before the gateway's clock was right, and put right by what was known later.
+    Corrected,
+    /// Times count from the gateway's start of this number. They are made real ones when they are sent: no such record leaves a gateway.
+    SinceBoot {
+        boot: u64,
+    },
 }
 
 /// One machine over one interval.

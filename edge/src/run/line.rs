@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     ingest::Decoder,
     pipeline::{Pipeline, PipelineCounters, PipelineError},
-    reading::{Now, Reading},
+    reading::Reading,
     uplink::Order,
 };
 
@@ -99,7 +99,7 @@ impl Line {
             }
             if instant >= live_at {
                 live_at = instant + LIVE_EVERY;
-                self.live.send_replace(Arc::new(self.pipeline.live()));
+                self.live.send_replace(Arc::new(self.pipeline.live(self.clock.now())));
             }
             self.state.progress_us.store(self.clock.now().mono_us, Relaxed);
             if ended {
@@ -121,7 +121,7 @@ impl Line {
             }
         }
         // While the disk fails, time stands still for the windows: what waits behind this batch is not late for it.
-        while let Err(error) = self.pipeline.ingest(readings, batch, Now { mono_us: self.clock.now().mono_us, ..now }) {
+        while let Err(error) = self.pipeline.ingest(readings, batch, now, self.clock.now()) {
             self.failed(&error);
             if self.stop.is_cancelled() {
                 return false;
@@ -208,7 +208,7 @@ mod tests {
 
     /// A line whose journal takes nothing, and where its deliveries go in.
     fn full(dir: &Path, stop: &CancellationToken) -> (Line, mpsc::Sender<Delivery>, Arc<LineState>) {
-        let clock = Arc::new(Clock::new(ClockTrust::Trusted));
+        let clock = Arc::new(Clock::new(ClockTrust::Trusted, dir.join("clock")));
         let (outbox, opened) = Outbox::open(&dir.join("outbox"), OutboxSettings::default()).unwrap();
         let generations = GenerationSettings { generation_bytes: 1, cache_bytes: 1 << 20 };
         let settings = PipelineSettings {

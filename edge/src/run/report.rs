@@ -109,7 +109,7 @@ impl Vitals {
         let now = self.clock.now();
         Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            uptime_s: self.clock.uptime_s(),
             unhealthy: self.unhealthy(),
             unready: self.unready(),
             facts: self.facts(now.clock, now.mono_us),
@@ -143,7 +143,7 @@ impl Vitals {
         }
         let clock = match clock {
             Trust::Trusted => "right",
-            Trust::Untrusted => "not known to be right: readings' times are not judged",
+            _ => "not set: what arrives is dated when the time is known",
         };
         tell("clock", clock.to_owned());
         for model in &self.models {
@@ -241,9 +241,9 @@ impl Vitals {
         let drops = self.rejected().chain(others).filter(|(_, count)| *count > 0);
         Status {
             at: now.wall,
-            clock: now.clock,
+            clock: now.told(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            uptime_s: self.clock.uptime_s(),
             machines: u32::try_from(self.line.machines.load(Relaxed)).unwrap_or(u32::MAX),
             backlog_records: backlog.records,
             backlog_bytes: backlog.bytes,

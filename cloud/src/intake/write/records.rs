@@ -276,6 +276,6 @@ fn row(summary: &Summary, known: &Known, start: Timestamp) -> SummaryRow {
         health_percent: judged.health_percent,
         mode: judged.mode_code,
         energy_wh: summary.energy_wh.filter(|energy| energy.is_finite()),
-        clock_trusted: summary.clock == Clock::Trusted,
+        clock_trusted: matches!(summary.clock, Clock::Trusted | Clock::Corrected),
     }
 }
