@@ -170,6 +170,11 @@ struct Tail {
 }
 
 impl Outbox {
+    /// Takes another budget; it counts from the next append on.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.settings.budget_bytes = bytes;
+    }
+
     /// The life of this outbox.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
