@@ -71,24 +71,16 @@ impl Machine {
         for deb in debs {
             fs::copy(deb, root.join("root").join(deb.file_name().unwrap())).unwrap();
         }
-        let log = fs::File::create(directory.path().join("console")).unwrap();
-        let nspawn = Command::new("systemd-nspawn")
-            .args([
-                "--boot",
-                "--register=no",
-                "--keep-unit",
-                "--private-network",
-                "--console=pipe",
-                "--machine=gemba-test",
-            ])
-            .arg("--directory")
-            .arg(&root)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let nspawn = nspawn(directory.path());
         Self { directory, nspawn }
+    }
+
+    /// Shuts it down and boots it again.
+    async fn reboot(&mut self) {
+        self.run(&["systemctl", "reboot"]);
+        wait("the container to shut down", || self.nspawn.try_wait().unwrap()).await;
+        self.nspawn = nspawn(self.directory.path());
+        self.booted().await;
     }
 
     fn root(&self) -> PathBuf {
@@ -245,6 +237,21 @@ impl Drop for Machine {
     }
 }
 
+/// Boots what lies in `root`. That it was told to reboot it says by its end.
+fn nspawn(directory: &Path) -> Child {
+    let log = fs::File::options().create(true).append(true).open(directory.join("console")).unwrap();
+    Command::new("systemd-nspawn")
+        .args(["--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe"])
+        .arg(format!("--machine=gemba-{}", std::process::id()))
+        .arg("--directory")
+        .arg(directory.join("root"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -274,7 +281,7 @@ async fn a_package_keeps_every_reading_through_all_that_happens_to_a_service() {
         Err(why) => return eprintln!("skipped: {why}"),
     };
     let begun = Instant::now();
-    let machine = Machine::boot(&tarball, &debs);
+    let mut machine = Machine::boot(&tarball, &debs);
     let inside = |deb: &Path| format!("/root/{}", deb.file_name().unwrap().to_string_lossy());
     let (older, newer) = (inside(&debs[0]), inside(&debs[1]));
     machine.booted().await;
@@ -307,12 +314,7 @@ async fn a_package_keeps_every_reading_through_all_that_happens_to_a_service() {
 
     let publisher = machine.publish("rebooted");
     machine.published("rebooted", publisher);
-    let leader = machine.leader();
-    machine.run(&["systemctl", "reboot"]);
-    wait("another process 1", || machine.leader().filter(|now| Some(*now) != leader)).await;
-    machine.booted().await;
-    machine.active("").await;
-
+    machine.reboot().await;
     pid = machine.active("").await;
     let publisher = machine.publishing("upgraded").await;
     machine.run(&["dpkg", "--install", &newer]);
