@@ -20,12 +20,14 @@ use gemba_shared::{
 use toml::de::DeTable;
 
 mod broker;
+mod merge;
 mod pattern;
 mod plant;
 mod reader;
 mod values;
 
 pub use broker::{Device, External, GateSettings, Mqtt, Proof, Tls};
+pub use merge::{Merged, merge};
 pub use pattern::{Captures, Pattern};
 pub use plant::{Format, Json, Machine, ModeRule, Names, Periods, Source, TimeFormat};
 pub use reader::Fault;
@@ -40,6 +42,8 @@ const DAY: Duration = Duration::from_hours(24);
 /// Everything that the daemon is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// The file that it was read from.
+    pub file: Option<PathBuf>,
     /// Where relative paths begin.
     pub folder: PathBuf,
     pub data_dir: PathBuf,
@@ -136,7 +140,8 @@ impl Config {
         }
         let text = fs::read_to_string(file).map_err(|error| unread(format!("it cannot be read: {error}")))?;
         let folder = file.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, folder).map_err(refused)
+        let config = Self::parse(&text, folder).map_err(refused)?;
+        Ok(Self { file: Some(file.to_owned()), ..config })
     }
 
     /// Checks a text whose relative paths are relative to `folder`. Touches no file.
@@ -178,7 +183,7 @@ impl Config {
 fn read(mut root: Section<'_>, folder: &Path) -> Config {
     let in_folder = |path: PathBuf| folder.join(path);
     let mut gateway = root.section("gateway");
-    let data_dir = gateway.path("data_dir").map_or_else(|| PathBuf::from("/var/lib/gemba-edge"), in_folder);
+    let data_dir = gateway.path("data_dir").map_or_else(|| PathBuf::from("/var/lib/gemba/edge"), in_folder);
     let trust = [("auto", ClockTrust::Auto), ("trusted", ClockTrust::Trusted)];
     let clock = gateway.choice("clock", &trust, ClockTrust::Auto);
     gateway.finish();
@@ -200,6 +205,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
     let journal_bytes_max = budget(root.section("journal"), 256 << 20);
     root.finish();
     Config {
+        file: None,
         folder: folder.to_owned(),
         data_dir,
         clock,

@@ -85,6 +85,13 @@ impl Decoder {
         }
     }
 
+    /// Reads by other sources and limits from now on; counters and what the registry knows stay.
+    pub fn reconfigure(&mut self, config: &Config) {
+        self.sources.clone_from(&config.sources);
+        self.limits.clone_from(&config.limits);
+        self.topics.clear();
+    }
+
     /// What was rejected since the start, by reason.
     #[must_use]
     pub fn rejects(&self) -> Arc<Rejects> {

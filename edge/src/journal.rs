@@ -197,6 +197,11 @@ impl Journal {
         self.generations.bytes()
     }
 
+    /// Takes another budget.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.settings.budget_bytes = bytes;
+    }
+
     /// Writes the readings; they are on the disk when this returns. Gives the number of the first block that holds them.
     ///
     /// # Errors

@@ -32,4 +32,7 @@ pub mod simulate;
 pub mod status;
 
 pub mod run;
+pub mod reload;
+pub mod check;
+pub mod diag;
 pub mod cli;

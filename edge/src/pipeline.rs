@@ -322,6 +322,28 @@ impl Pipeline {
         machines.collect()
     }
 
+    /// Goes on under other settings: machines whose settings have changed take them, and what comes of it is written at the next
+    /// tick, with their states.
+    ///
+    /// # Errors
+    /// If the disk fails; nothing has changed then.
+    pub fn reconfigure(&mut self, settings: PipelineSettings, now: Now) -> Result<(), PipelineError> {
+        self.write_pending()?;
+        self.journal.set_budget(settings.journal.budget_bytes);
+        let before = mem::replace(&mut self.settings, settings);
+        let mut pending = Pending { write: Write::default(), marks: Vec::new() };
+        for ix in 0..self.machines.len() {
+            let machine = &mut self.machines[ix].machine;
+            let wanted = of(&self.settings, machine.id());
+            if *of(&before, machine.id()) != *wanted {
+                machine.reconfigure(wanted, now, &mut pending.write.records);
+                self.save(ix, &mut pending)?;
+            }
+        }
+        self.pending = Some(pending).filter(|pending| !pending.marks.is_empty());
+        Ok(())
+    }
+
     /// Carries a command out that is for a machine.
     ///
     /// # Errors

@@ -91,6 +91,11 @@ impl Registry {
         Self { machines_max, sensors_max, machines: Vec::new(), by_name: HashMap::new() }
     }
 
+    /// Takes other limits; what is beyond them already stays.
+    pub fn set_limits(&mut self, machines_max: usize, sensors_max: usize) {
+        (self.machines_max, self.sensors_max) = (machines_max, sensors_max.min(SENSORS_MAX));
+    }
+
     /// The machine of this name, taken in if it is new.
     ///
     /// # Errors

@@ -52,6 +52,19 @@ pub struct MachineSettings {
     pub model: Option<Arc<Model>>,
 }
 
+/// A model is the same where its name and version are.
+impl PartialEq for MachineSettings {
+    fn eq(&self, other: &Self) -> bool {
+        let model = |settings: &Self| settings.model.as_ref().map(ToString::to_string);
+        self.periods == other.periods
+            && self.units == other.units
+            && self.power == other.power
+            && self.mode == other.mode
+            && self.calibration_steps == other.calibration_steps
+            && model(self) == model(other)
+    }
+}
+
 #[derive(Debug)]
 pub struct Machine {
     id: MachineId,
@@ -387,6 +400,26 @@ impl Machine {
         for kind in events {
             self.tell_event(kind, at, clock, records);
         }
+    }
+
+    /// Goes on under other settings, as after a restart with them, and without forgetting a reading.
+    pub fn reconfigure(&mut self, settings: Arc<MachineSettings>, now: Now, records: &mut Vec<(Lane, Record)>) {
+        let periods = settings.periods;
+        let at = self.window.latest().unwrap_or(now.wall);
+        let mut events = Vec::new();
+        self.detector.reconfigure(detect_settings(&settings), periods.step_us, at, &mut events);
+        for kind in events {
+            self.tell_event(kind, at, now.clock, records);
+        }
+        self.settings = settings;
+        let window = std::mem::replace(&mut self.window, Window::new(periods));
+        self.window = window.with_periods(periods);
+        (self.catalog.step_ms, self.catalog.interval_ms) = (millis(periods.step_us), millis(periods.interval_us));
+        for sensor in &mut self.catalog.sensors {
+            sensor.unit = self.settings.units.get(&sensor.id).cloned();
+        }
+        self.catalog_changed = true;
+        self.find_special_sensors();
     }
 
     /// Takes the machine out of judgement, or back in.

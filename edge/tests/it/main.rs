@@ -14,4 +14,6 @@ mod ledger;
 mod mosquitto;
 mod plant;
 mod proxy;
+mod reload;
+mod service;
 mod whole_path;
