@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -33,6 +34,11 @@ pub fn edge_binary() -> PathBuf {
 
 /// `gemba-cloud` of the same build: cargo builds only this package's binaries for its tests.
 pub fn cloud_binary() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(build_cloud).clone()
+}
+
+fn build_cloud() -> PathBuf {
     let binary = edge_binary().with_file_name("gemba-cloud");
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--locked", "--package", "gemba-cloud", "--bin", "gemba-cloud"]);
