@@ -45,7 +45,7 @@ pub struct Counts {
     pub names_lost: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct File {
     data: Vec<u8>,
     /// What is there after a cut, whatever the disk did by itself.
@@ -60,7 +60,7 @@ type Names = HashMap<u64, BTreeMap<OsString, u64>>;
 /// Names that change together: in this directory, this name is that node, or none any more.
 type Change = Vec<(u64, OsString, Option<u64>)>;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Disk {
     files: HashMap<u64, File>,
     /// The directories as processes see them, and as they are after a cut.
