@@ -1,6 +1,7 @@
 //! What was acknowledged to devices and is not yet in a saved state: readings, in the order in which they came.
 //!
-//! - [`Journal::append`] is durable when it returns: only then may the devices be told.
+//! - [`Journal::append`] is durable when it returns: only then may the devices be told. With
+//!   [`JournalSettings::sync_every`] it is safe from a kill at once, but from a power cut only that much later.
 //! - Readings lie in *blocks*, numbered from 1, of about [`BLOCK_BYTES`] each. A generation names its machines and sensors itself, in
 //!   rows written in the same batch as the first block that needs them, so that generations are deleted freely.
 //! - Each start begins a new generation: the places of machines in a process mean nothing to the next one.
@@ -15,6 +16,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use gemba_shared::{
@@ -24,7 +26,7 @@ use gemba_shared::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    generations::{Found, Generation, GenerationSettings, Generations, StoreError},
+    generations::{Found, Generation, GenerationSettings, Generations, StoreError, disk_free},
     reading::{MachineIx, Now, Reading, Registry, SensorIx},
 };
 
@@ -38,13 +40,18 @@ pub struct JournalSettings {
     pub generations: GenerationSettings,
     /// Room on the disk.
     pub budget_bytes: u64,
+    /// What stays free on the disk; 0 for no limit.
+    pub disk_free_min: u64,
+    /// Syncs are this far apart, and a power cut may take what came since the last one, although it was acknowledged; `None`
+    /// for a sync with each append. Needs [`Journal::trim`] to be called more often.
+    pub sync_every: Option<Duration>,
 }
 
 impl Default for JournalSettings {
     fn default() -> Self {
         // Written at a high rate, read only at the start, and trimmed after seconds.
         let generations = GenerationSettings { generation_bytes: 8 * 1_024 * 1_024, cache_bytes: 1_024 * 1_024 };
-        Self { generations, budget_bytes: 256 * 1_024 * 1_024 }
+        Self { generations, budget_bytes: 256 * 1_024 * 1_024, disk_free_min: 0, sync_every: None }
     }
 }
 
@@ -91,7 +98,9 @@ pub struct Journal {
     spans: BTreeMap<u64, (u64, u64)>,
     /// How many sensors of each machine are named in the newest generation.
     named: Vec<usize>,
-    syncs: u64,
+    /// The newest generation was begun by this process.
+    is_begun: bool,
+    dir: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -108,6 +117,7 @@ impl Journal {
     /// If another process has it open, or the disk fails.
     pub fn open(dir: &Path, settings: JournalSettings) -> Result<(Self, Opened), JournalError> {
         let (mut generations, mut damage) = Generations::open(dir, settings.generations)?;
+        generations.sync_every(settings.sync_every);
         let unreadable: Vec<u64> =
             generations.closed().iter().filter(|(_, g)| g.tail.is_none()).map(|(o, _)| *o).collect();
         for ordinal in unreadable {
@@ -134,15 +144,21 @@ impl Journal {
         if let Some((ordinal, tail)) = generations.newest() {
             saw(Some(ordinal), Some(tail));
         }
-        saw(None, damage.newest_behind.as_deref());
         let mut opened = Opened { is_new: known.is_none(), ..Opened::default() };
         opened.quarantined.extend(damage.quarantined.into_iter().map(|(path, _)| path));
         let (id, next) = match known {
             Some(tail) => (tail.id, tail.next),
             None => (getrandom::u64().map_err(JournalError::Random)?, 1),
         };
-        let mut this = Self { settings, generations, id, next, spans, named: Vec::new(), syncs: 0 };
-        this.roll()?;
+        let (named, dir) = (Vec::new(), dir.to_owned());
+        let mut this = Self { settings, generations, id, next, spans, named, is_begun: false, dir };
+        match this.roll() {
+            // Begun with the first append that the disk takes.
+            Err(JournalError::Store(error)) if error.is_disk() => {
+                tracing::error!(%error, "the journal takes nothing at present");
+            }
+            rolled => rolled?,
+        }
         Ok((this, opened))
     }
 
@@ -171,7 +187,7 @@ impl Journal {
     /// How often it was synced.
     #[must_use]
     pub fn syncs(&self) -> u64 {
-        self.syncs
+        self.generations.syncs()
     }
 
     /// Bytes on the disk.
@@ -188,6 +204,12 @@ impl Journal {
         let first = self.next;
         if readings.is_empty() {
             return Ok(first);
+        }
+        if self.settings.disk_free_min > 0 && disk_free(&self.dir)? < self.settings.disk_free_min {
+            return Err(StoreError::DiskFull(self.dir.clone()).into());
+        }
+        if !self.is_begun {
+            self.roll()?;
         }
         if self.generations.is_full() {
             if self.generations.bytes() >= self.settings.budget_bytes {
@@ -211,10 +233,9 @@ impl Journal {
         let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
         let span = (self.spans.get(&newest).map_or(first, |span| span.0), next);
         let tail = encode(&Tail { id: self.id, first: span.0, next })?;
-        self.generations.append(&rows, &tail)?;
+        self.generations.append(&rows, &[], &tail)?;
         self.next = next;
         self.spans.insert(newest, span);
-        self.syncs += 1;
         for reading in readings {
             let ix = reading.machine.0 as usize;
             if ix >= self.named.len() {
@@ -245,9 +266,10 @@ impl Journal {
 
     fn roll(&mut self) -> Result<(), JournalError> {
         let tail = encode(&Tail { id: self.id, first: self.next, next: self.next })?;
-        let ordinal = self.generations.roll(&[], &tail)?;
+        let ordinal = self.generations.roll(&tail, |_, _| Ok::<_, StoreError>(()))?;
         self.spans.insert(ordinal, (self.next, self.next));
         self.named.clear();
+        self.is_begun = true;
         Ok(())
     }
 
@@ -270,7 +292,7 @@ impl Journal {
             let scanned = self.generations.scan(ordinal, b"d", |key, found| {
                 if let Some(number) =
                     key.strip_prefix(b"f").and_then(|number| Some(u64::from_be_bytes(*number.first_chunk()?)))
-                    && number < next
+                    && (expected..next).contains(&number)
                 {
                     replayed.blocks_lost += number.saturating_sub(expected);
                     expected = number + 1;
@@ -294,8 +316,9 @@ impl Journal {
                 Err(StoreError::Database { path, reason }) => {
                     tracing::error!(path = %path.display(), reason, "a generation of the journal cannot be read");
                     replayed.blocks_lost += next.saturating_sub(expected);
-                    self.generations.probe()?;
-                    self.generations.quarantine(ordinal)?;
+                    if self.generations.probe().is_ok() {
+                        self.generations.quarantine(ordinal)?;
+                    }
                     self.spans.remove(&ordinal);
                 }
                 Err(error) => return Err(error.into()),
@@ -307,18 +330,19 @@ impl Journal {
         Ok(replayed)
     }
 
-    /// Blocks before this number are needed no more.
+    /// Blocks before this number are needed no more. Also syncs what is due.
     ///
     /// # Errors
     /// If the disk fails.
     pub fn trim(&mut self, needed_from: u64) -> Result<(), JournalError> {
+        self.generations.sync_if_due()?;
         let newest = self.generations.newest().map(|(ordinal, _)| ordinal);
         while let Some((&ordinal, &(_, next))) = self.spans.first_key_value()
             && next <= needed_from
             && Some(ordinal) != newest
         {
             self.spans.remove(&ordinal);
-            self.generations.delete(ordinal)?;
+            self.generations.delete(ordinal);
         }
         Ok(())
     }

@@ -236,14 +236,17 @@ pub enum GapReason {
     Damaged,
     /// The cloud refused the record for good; it lies in the dead letters.
     Refused,
+    /// For want of room their summaries went into coarser ones.
+    Thinned,
 }
 
-/// Records `first..=last` of a lane that will never come.
+/// Records `first..=last` of a lane that will never come. A long run is told in pieces: the first number of a piece is this, the
+/// others are gaps of one number that count 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     pub first: u64,
     pub last: u64,
-    /// How many records of the range are gone.
+    /// How many records of the range are gone; 0 where another gap counts them.
     pub count: u64,
     pub reason: GapReason,
 }

@@ -41,7 +41,7 @@ fn settings() -> PipelineSettings {
         ..MachineSettings::default()
     };
     PipelineSettings {
-        journal: JournalSettings { generations, budget_bytes: 64 << 20 },
+        journal: JournalSettings { generations, budget_bytes: 64 << 20, ..JournalSettings::default() },
         defaults: Arc::new(machine),
         ..PipelineSettings::default()
     }

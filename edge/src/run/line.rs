@@ -212,7 +212,7 @@ mod tests {
         let (outbox, opened) = Outbox::open(&dir.join("outbox"), OutboxSettings::default()).unwrap();
         let generations = GenerationSettings { generation_bytes: 1, cache_bytes: 1 << 20 };
         let settings = PipelineSettings {
-            journal: JournalSettings { generations, budget_bytes: 0 },
+            journal: JournalSettings { generations, budget_bytes: 0, ..JournalSettings::default() },
             ..PipelineSettings::default()
         };
         let outbox = Arc::new(Mutex::new(outbox));

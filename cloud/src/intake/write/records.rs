@@ -140,7 +140,12 @@ impl<'a> Records<'a> {
             GapReason::DiskFull => "disk_full",
             GapReason::Damaged => "damaged",
             GapReason::Refused => "refused",
+            GapReason::Thinned => "thinned",
         };
+        // Told with the first of its run.
+        if gap.count == 0 {
+            return Ok(Ok(()));
+        }
         let (first, last, count) = (gap.first.cast_signed(), gap.last.cast_signed(), gap.count.cast_signed());
         lanes::insert_gap(self.transaction, &GapRow { lane, first, last, count, reason }).await?;
         Ok(Ok(()))
