@@ -209,6 +209,12 @@ impl Clock {
     }
 }
 
+/// Whether somebody but the cloud says that the wall clock is right.
+#[must_use]
+pub fn is_vouched_for(setting: ClockTrust) -> bool {
+    setting == ClockTrust::Trusted || wall() >= RIGHT_SINCE && is_synchronised()
+}
+
 /// Whether the operating system's time service says that the wall clock is right.
 fn is_synchronised() -> bool {
     let timesyncd = Path::new("/run/systemd/timesync");

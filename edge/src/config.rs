@@ -93,6 +93,8 @@ pub struct Cloud {
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
+    /// What may be sent in the long run, headers included; `None` where bytes cost nothing.
+    pub bytes_per_second_max: Option<u32>,
 }
 
 /// Why a configuration was not taken. Its text has a line for every fault.
@@ -244,6 +246,9 @@ fn cloud(mut section: Section<'_>, folder: &Path) -> Cloud {
         username: section.text("username").map(str::to_owned),
         password_file: section.path("password_file").map(|path| folder.join(path)),
         ca_file: section.path("ca_file").map(|path| folder.join(path)),
+        bytes_per_second_max: u32::try_from(section.bytes("bytes_per_second_max", 0, 256..=1 << 30))
+            .ok()
+            .filter(|rate| *rate > 0),
     };
     if cloud.password_file.is_some() && cloud.username.is_none() {
         section.fault("password_file", "a password needs a `username` beside it");

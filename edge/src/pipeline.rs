@@ -21,7 +21,7 @@ use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     ids::MachineId,
     message::{CommandKind, Lane, LiveMachine, Outcome},
-    telemetry::{Clock, EventKind, Record, Timestamp},
+    telemetry::{Catalog, Clock, EventKind, Record, Timestamp},
 };
 
 use crate::{
@@ -342,6 +342,13 @@ impl Pipeline {
         }
         self.pending = Some(pending).filter(|pending| !pending.marks.is_empty());
         Ok(())
+    }
+
+    /// What the positions of this machine's sensors mean, if there is such a machine and it has made anything yet.
+    #[must_use]
+    pub fn catalog(&self, machine: &MachineId) -> Option<&Catalog> {
+        let entry = self.machines.iter().find(|entry| entry.machine.id() == machine)?;
+        Some(entry.machine.catalog()).filter(|catalog| catalog.revision > 0)
     }
 
     /// Carries a command out that is for a machine.

@@ -52,7 +52,6 @@ const DELIVERIES_MAX: usize = 256;
 const ORDERS_MAX: usize = 8;
 /// How long the end may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-const ASK_TIME_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until SIGTERM or SIGINT. On SIGHUP it takes its configuration file anew.
 ///
@@ -113,10 +112,10 @@ impl Daemon {
         let (live, live_seen) = watch::channel(Arc::default());
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let (change, changes) = mpsc::channel(1);
-        let (reloads, requests) = mpsc::channel(1);
+        let (daemon_orders, daemon_ordered) = mpsc::channel(ORDERS_MAX);
         let appended = Arc::new(Notify::new());
         let state = Arc::new(LineState::default());
-        state.progress_us.store(clock.now().mono_us, Ordering::Relaxed);
+        state.progress_us.store(clock.now().mono_us, std::sync::atomic::Ordering::Relaxed);
         let vitals = Arc::new(Vitals {
             clock: Arc::clone(&clock),
             line: Arc::clone(&state),
@@ -136,7 +135,6 @@ impl Daemon {
             deliveries: delivered,
             orders: ordered,
             changes,
-            reloads,
             appended: Arc::clone(&appended),
             live,
             state,
@@ -144,12 +142,21 @@ impl Daemon {
         };
         line.spawn(tokio::runtime::Handle::current(), line_ended.clone())?;
 
-        keep_time(&clock, &rest, &mut tasks);
-        let deliverer = Deliverer { outbox, appended, clock, live: live_seen, orders, vitals: Arc::clone(&vitals) };
+        watching::keep_time(&clock, &rest, &mut tasks);
+        let deliverer = Deliverer {
+            outbox,
+            appended,
+            clock,
+            live: live_seen,
+            orders,
+            daemon_orders,
+            bytes_per_second_max: config.cloud.bytes_per_second_max,
+            vitals: Arc::clone(&vitals),
+        };
         let way = deliverer.start(&config, &rest, &mut tasks);
         serve_http(&config, &vitals, &rest, &mut tasks).await?;
         watching::over(broker, &vitals, &rest, &mut tasks);
-        let reloader = Reloader { config, intake: control, line: change, way, vitals, requests };
+        let reloader = Reloader { config, intake: control, line: change, way, vitals, orders: daemon_ordered };
         let cancel = rest.clone();
         tasks.spawn(async move {
             reloader.run(hangup, cancel).await;
@@ -219,24 +226,4 @@ async fn serve_http(
         "the HTTP endpoint"
     });
     Ok(())
-}
-
-/// Asks whether the clock is right.
-fn keep_time(clock: &Arc<Clock>, cancel: &CancellationToken, tasks: &mut JoinSet<&'static str>) {
-    let (clock, cancel) = (Arc::clone(clock), cancel.clone());
-    tasks.spawn(async move {
-        let mut again = interval(ASK_TIME_EVERY);
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => break,
-                _ = again.tick() => {
-                    let clock = Arc::clone(&clock);
-                    if spawn_blocking(move || clock.ask()).await.is_err() {
-                        break;
-                    }
-                }
-            }
-        }
-        "the clock"
-    });
 }

@@ -178,6 +178,12 @@ impl Machine {
         &self.catalog.sensors
     }
 
+    /// What the positions of the machine's sensors mean.
+    #[must_use]
+    pub const fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     /// The machine has these sensors now (positions never change their meaning).
     pub fn set_sensors(&mut self, sensors: &[SensorId]) {
         for id in &sensors[self.catalog.sensors.len().min(sensors.len())..] {

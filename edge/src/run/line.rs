@@ -14,15 +14,14 @@ use std::{
 };
 
 use gemba_mqtt::delivery::Delivery;
-use gemba_shared::message::{CommandKind, LiveMachine, Outcome};
+use gemba_shared::message::{LiveMachine, Outcome};
 use tokio::{
     runtime::Handle,
-    sync::{Notify, mpsc, mpsc::error::TrySendError, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reload::Request;
 use crate::{
     clock::Clock,
     config::Config,
@@ -77,8 +76,6 @@ pub(super) struct Line {
     pub(super) deliveries: mpsc::Receiver<Delivery>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) changes: mpsc::Receiver<Change>,
-    /// Where a reload is asked for.
-    pub(super) reloads: mpsc::Sender<Request>,
     /// Woken when something was appended to the outbox.
     pub(super) appended: Arc<Notify>,
     pub(super) live: watch::Sender<Arc<Vec<LiveMachine>>>,
@@ -177,16 +174,16 @@ impl Line {
 
     /// Carries out what the cloud commanded.
     fn obey(&mut self) {
-        while let Ok(Order { kind, answer }) = self.orders.try_recv() {
-            if matches!(kind, CommandKind::Reload) {
-                if let Err(TrySendError::Full(Request(answer)) | TrySendError::Closed(Request(answer))) =
-                    self.reloads.try_send(Request(answer))
-                    && answer.send(Outcome::Failed("the gateway is busy or stopping".into())).is_err()
-                {
-                    tracing::debug!("nobody waits for the command's outcome");
+        while let Ok(order) = self.orders.try_recv() {
+            let (kind, answer) = match order {
+                Order::Command { kind, answer } => (kind, answer),
+                Order::Catalog { machine, answer } => {
+                    if answer.send(self.pipeline.catalog(&machine).cloned()).is_err() {
+                        tracing::debug!("nobody waits for the catalog");
+                    }
+                    continue;
                 }
-                continue;
-            }
+            };
             let outcome = self.pipeline.command(&kind, self.clock.now()).unwrap_or_else(|error| {
                 self.failed(&error);
                 Outcome::Failed("the gateway's disk failed".into())
@@ -279,7 +276,6 @@ mod tests {
             deliveries,
             orders,
             changes: mpsc::channel(1).1,
-            reloads: mpsc::channel(1).0,
             appended: Arc::default(),
             live: watch::channel(Arc::default()).0,
             state: Arc::clone(&state),

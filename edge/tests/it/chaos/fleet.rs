@@ -193,7 +193,6 @@ impl Feeder {
             client_id: client.to_owned(),
             at_least_once: true,
             window: 1_000,
-            window_of_sensor: Format::Json.window_of_sensor(),
             first_connect: DEADLINE,
         };
         Self(Publisher::connect(target, settings, feed, ledger, CancellationToken::new()).await.unwrap())

@@ -76,8 +76,11 @@ fn rows_that_were_appended_are_there_after_a_power_cut() {
                 ControlFlow::Continue(())
             };
             if let Err(error) = generations.scan(ordinal, b"a", each) {
-                let files: Vec<_> = std::fs::read_dir(place.join(format!("rows/{ordinal:020}"))).unwrap().flatten()
-                    .map(|e| (e.file_name(), e.metadata().unwrap().len())).collect();
+                let files: Vec<_> = std::fs::read_dir(place.join(format!("rows/{ordinal:020}")))
+                    .unwrap()
+                    .flatten()
+                    .map(|e| (e.file_name(), e.metadata().unwrap().len()))
+                    .collect();
                 panic!("round {round} of ordinal {ordinal}, newest {:?}: {error} {files:?}", generations.newest());
             }
         }
