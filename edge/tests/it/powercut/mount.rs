@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fuser::{
@@ -19,6 +19,7 @@ use super::{Disk, Faults, ROOT, Stat};
 
 /// Names and sizes are asked for each time: a cut changes them.
 const TTL: Duration = Duration::ZERO;
+const BUSY_MAX: Duration = Duration::from_secs(10);
 /// What a disk without a limit says it holds.
 const CAPACITY: u64 = 64 << 30;
 
@@ -62,11 +63,36 @@ impl Mounted {
 
     /// Power comes back: what was left of the disk is mounted anew, with nothing in the kernel's caches.
     pub fn power_on(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.umount_and_join().unwrap();
-        }
+        self.unmount().unwrap();
         self.disk().power_on();
         self.mount().unwrap();
+    }
+}
+
+impl Mounted {
+    /// A database's threads may hold its files for a moment after it was closed.
+    fn unmount(&mut self) -> nix::Result<()> {
+        let begun = Instant::now();
+        while let Err(error) = nix::mount::umount(&self.place) {
+            if error != Errno::EBUSY || begun.elapsed() > BUSY_MAX {
+                return Err(error);
+            }
+            thread::park_timeout(Duration::from_millis(2));
+        }
+        if let Some(session) = self.session.take() {
+            // It ends because it was unmounted.
+            session.join().ok();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A daemon that failed may not have ended yet.
+        if self.session.is_some() && self.unmount().is_err() {
+            nix::mount::umount2(&self.place, nix::mount::MntFlags::MNT_DETACH).ok();
+        }
     }
 }
 
