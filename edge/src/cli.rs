@@ -16,7 +16,9 @@ use crate::{
     backtest::{self, BacktestArgs},
     clock,
     config::{Config, Refused},
-    enroll, passwords,
+    enroll,
+    outbox_cli::{self, OutboxCommand},
+    passwords,
     replay::{self, ReplayArgs},
     run,
     simulate::{self, SimulateArgs},
@@ -74,6 +76,13 @@ enum Command {
         config: ConfigArg,
         #[arg(long)]
         json: bool,
+    },
+    /// Looks into what waits for the cloud, while the daemon does not run
+    Outbox {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(subcommand)]
+        command: OutboxCommand,
     },
     /// Publishes what a plant of pumps would measure, or makes one of them fail
     Simulate(Box<SimulateArgs>),
@@ -134,6 +143,7 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
         Command::Enroll { config, token, force } => enroll::enroll(&config.load()?, &token, force),
         Command::Passwd => passwd(),
         Command::Status { config, json } => status::status(config.load()?.http, json),
+        Command::Outbox { config, command } => outbox_cli::run(&command, &config.load()?),
         Command::Simulate(args) => {
             until_interrupted(|cancel| async { simulate::run(*args, clock::wall, cancel, &mut io::stdout()).await })
         }
