@@ -181,8 +181,11 @@ fn open(config: &Config, clock: &Clock) -> anyhow::Result<(Arc<Mutex<Outbox>>, P
     let registry = Registry::new(config.limits.machines_max, config.limits.sensors_max);
     let (settings, models) = settings::pipeline(config);
     let journal = data.join("journal");
-    let pipeline = Pipeline::open(settings, &journal, Arc::clone(&outbox), opened.states, registry, clock.now())
+    let mut pipeline = Pipeline::open(settings, &journal, Arc::clone(&outbox), opened.states, registry, clock.now())
         .with_context(|| format!("the journal {}", journal.display()))?;
+    if opened.states_lost {
+        pipeline.tell_catalogs();
+    }
     Ok((outbox, pipeline, models))
 }
 
