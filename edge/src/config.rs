@@ -61,6 +61,10 @@ pub struct Config {
     pub http: SocketAddr,
     pub outbox_bytes_max: u64,
     pub journal_bytes_max: u64,
+    /// What stays free on the disk: below it the outbox makes room, and below half of it nothing is taken in.
+    pub disk_free_min: u64,
+    /// How long what was acknowledged may wait for its sync; `None`: it is synced before.
+    pub sync_interval: Option<Duration>,
 }
 
 /// Whose word is taken that this machine's clock is right.
@@ -203,7 +207,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
 
     let cloud = cloud(root.section("cloud"), folder);
     let http = http(root.section("http"));
-    let outbox_bytes_max = budget(root.section("outbox"), 1 << 30);
+    let (outbox_bytes_max, disk_free_min, sync_interval) = outbox(root.section("outbox"));
     let journal_bytes_max = budget(root.section("journal"), 256 << 20);
     root.finish();
     Config {
@@ -222,6 +226,8 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
         http,
         outbox_bytes_max,
         journal_bytes_max,
+        disk_free_min,
+        sync_interval,
     }
 }
 
@@ -268,6 +274,16 @@ fn http(mut section: Section<'_>) -> SocketAddr {
     }
     section.finish();
     listen
+}
+
+fn outbox(mut section: Section<'_>) -> (u64, u64, Option<Duration>) {
+    let bytes_max = section.bytes("bytes_max", 1 << 30, 16 << 20..=1 << 40);
+    let disk_free_min = section.bytes("disk_free_min", 32 << 20, 0..=1 << 40);
+    let interval = section.choice("durability", &[("durable", false), ("interval", true)], false);
+    let allowed = Duration::from_millis(200)..=60 * SECOND;
+    let sync_interval = section.duration("sync_interval", SECOND, allowed);
+    section.finish();
+    (bytes_max, disk_free_min, interval.then_some(sync_interval))
 }
 
 fn budget(mut section: Section<'_>, default: u64) -> u64 {

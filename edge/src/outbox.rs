@@ -21,6 +21,7 @@
 mod blocks;
 mod delivery;
 mod holes;
+pub mod inspection;
 mod recovery;
 mod room;
 mod standing;
@@ -87,6 +88,12 @@ impl OutboxError {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_disk())
+    }
+
+    /// Whether another process has it.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Locked { .. }))
     }
 }
 

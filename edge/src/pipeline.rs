@@ -168,6 +168,11 @@ impl Pipeline {
         &mut self.registry
     }
 
+    /// Has each machine tell its catalog again: the records go under a new epoch, of which nobody knows them.
+    pub fn tell_catalogs(&mut self) {
+        self.machines.iter_mut().for_each(|entry| entry.machine.tell_catalog());
+    }
+
     /// Intervals that hold readings and are not in a summary yet.
     #[must_use]
     pub fn open_intervals(&self) -> usize {

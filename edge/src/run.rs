@@ -187,9 +187,13 @@ impl Daemon {
 fn open(config: &Config, clock: &Clock) -> anyhow::Result<(Arc<Mutex<Outbox>>, Pipeline, Vec<report::ModelState>)> {
     let data = &config.data_dir;
     std::fs::create_dir_all(data).with_context(|| format!("cannot make the data directory {}", data.display()))?;
-    let budget = OutboxSettings { budget_bytes: config.outbox_bytes_max, ..OutboxSettings::default() };
+    let settings = OutboxSettings {
+        budget_bytes: config.outbox_bytes_max,
+        disk_free_min: config.disk_free_min,
+        ..OutboxSettings::default()
+    };
     let place = data.join("outbox");
-    let (outbox, opened) = Outbox::open(&place, budget).with_context(|| format!("the outbox {}", place.display()))?;
+    let (outbox, opened) = Outbox::open(&place, settings).with_context(|| format!("the outbox {}", place.display()))?;
     if opened.lost_records > 0 || !opened.quarantined.is_empty() {
         tracing::error!(
             lost_records = opened.lost_records,
@@ -201,8 +205,11 @@ fn open(config: &Config, clock: &Clock) -> anyhow::Result<(Arc<Mutex<Outbox>>, P
     let registry = Registry::new(config.limits.machines_max, config.limits.sensors_max);
     let (settings, models) = settings::pipeline(config);
     let journal = data.join("journal");
-    let pipeline = Pipeline::open(settings, &journal, Arc::clone(&outbox), opened.states, registry, clock.now())
+    let mut pipeline = Pipeline::open(settings, &journal, Arc::clone(&outbox), opened.states, registry, clock.now())
         .with_context(|| format!("the journal {}", journal.display()))?;
+    if opened.states_lost {
+        pipeline.tell_catalogs();
+    }
     Ok((outbox, pipeline, models))
 }
 

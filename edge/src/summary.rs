@@ -184,6 +184,11 @@ impl Machine {
         &self.catalog
     }
 
+    /// Tells the catalog again before the next record: nobody may know it.
+    pub fn tell_catalog(&mut self) {
+        self.catalog_changed = true;
+    }
+
     /// The machine has these sensors now (positions never change their meaning).
     pub fn set_sensors(&mut self, sensors: &[SensorId]) {
         for id in &sensors[self.catalog.sensors.len().min(sensors.len())..] {
