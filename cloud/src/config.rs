@@ -32,7 +32,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            data_dir: "/var/lib/gemba-cloud".into(),
+            data_dir: "/var/lib/gemba/cloud".into(),
             database_url: None,
             database_connections_max: 16,
             database_ca_file: None,

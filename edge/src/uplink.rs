@@ -64,8 +64,8 @@ pub struct Uplink {
     pub live: watch::Receiver<Arc<Vec<LiveMachine>>>,
     /// To the line: commands for machines.
     pub orders: mpsc::Sender<Order>,
-    /// To the daemon: commands for the gateway itself; where nobody takes them, the line answers that it does not know them.
-    pub daemon_orders: Option<mpsc::Sender<Order>>,
+    /// To the daemon: commands for the gateway itself.
+    pub daemon_orders: mpsc::Sender<Order>,
     /// What may be sent in the long run; `None` where bytes cost nothing.
     pub bytes_per_second_max: Option<u32>,
     /// Gathers a status.
@@ -237,10 +237,19 @@ impl Connection<'_> {
         loop {
             let held = self.uplink.outbox(|outbox| {
                 let held = |lane| Held { oldest: outbox.oldest(lane), next: outbox.next(lane) };
-                [held(Lane::Events), held(Lane::Summaries)]
+                (outbox.epoch(), [held(Lane::Events), held(Lane::Summaries)])
             });
-            let Some([events, summaries]) = held.await else { return };
+            let Some((epoch, [events, summaries])) = held.await else { return };
+            // What waited under the epoch before is delivered.
+            if epoch != self.session.epoch() {
+                self.session.renewed(epoch, self.mono_us());
+                self.tails = [None; 2];
+            }
             let held = |lane| if lane == Lane::Events { events } else { summaries };
+            // Until the time is known, one record goes ahead: the receipt for it tells the time, and the others are put right.
+            if !self.uplink.clock.is_right() && self.session.answering() != Answering::Idle {
+                return;
+            }
             let Some(wanted) = self.session.next(held, self.mono_us()) else { return };
             let oldest = held(wanted.lane).oldest;
             match self.read(wanted, oldest).await {
@@ -267,10 +276,15 @@ impl Connection<'_> {
     /// A signed batch.
     async fn read(&self, wanted: Wanted, oldest: u64) -> anyhow::Result<Option<Sealed>> {
         let identity = Arc::clone(&self.uplink.identity);
+        let clock = Arc::clone(&self.uplink.clock);
         let Wanted { lane, from, records_max, bytes_max } = wanted;
+        let records_max = if clock.is_right() { records_max } else { 1 };
         let sent = self.tails[index(lane)].filter(|(number, _)| number + 1 == from);
         let work = move |outbox: &mut Outbox| -> anyhow::Result<_> {
-            let records = outbox.read(lane, from, records_max, bytes_max)?;
+            let mut records = outbox.read(lane, from, records_max, bytes_max)?;
+            for record in &mut records {
+                clock.correct(record);
+            }
             let Some(tail) = records.last().map(lane::comparable) else { return Ok(None) };
             let before = match sent {
                 Some((_, digest)) => digest,
@@ -306,7 +320,7 @@ impl Connection<'_> {
         let machines = Arc::clone(&self.uplink.live.borrow());
         let now = self.uplink.clock.now();
         for machines in machines.chunks(LIVE_MACHINES_MAX) {
-            self.send(Channel::Live, &Up::Live(Live { at: now.wall, clock: now.clock, machines: machines.to_vec() }));
+            self.send(Channel::Live, &Up::Live(Live { at: now.wall, clock: now.told(), machines: machines.to_vec() }));
         }
     }
 

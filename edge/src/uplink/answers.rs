@@ -73,6 +73,8 @@ impl Connection<'_> {
         self.uplink.state.receipt(mono_us);
         match judged {
             Judged::Release(through) => {
+                // An old receipt that somebody sends again releases nothing.
+                self.uplink.clock.hear(receipt.now);
                 let released = self.uplink.outbox(move |outbox| outbox.release(epoch, lane, through)).await;
                 if let Some(Err(error)) = released {
                     self.uplink.state.outbox_failed(&error.into());

@@ -49,14 +49,14 @@ pub(super) struct Commands {
     /// To the line.
     orders: mpsc::Sender<Order>,
     /// To the daemon: what is not about a machine.
-    daemon: Option<mpsc::Sender<Order>>,
+    daemon: mpsc::Sender<Order>,
     kept: Kept,
     running: Option<(u64, oneshot::Receiver<Outcome>)>,
     waiting: VecDeque<Command>,
 }
 
 impl Commands {
-    pub(super) fn load(file: PathBuf, orders: mpsc::Sender<Order>, daemon: Option<mpsc::Sender<Order>>) -> Self {
+    pub(super) fn load(file: PathBuf, orders: mpsc::Sender<Order>, daemon: mpsc::Sender<Order>) -> Self {
         let kept = match std::fs::read(&file).map(|bytes| serde_json::from_slice(&bytes)) {
             Ok(Ok(kept)) => kept,
             Ok(Err(error)) => {
@@ -105,8 +105,8 @@ impl Commands {
             return self.keep(answer(Outcome::Failed("the gateway's disk cannot be written".into()))).await;
         }
         let (sender, receiver) = oneshot::channel();
-        let to = match (&kind, &self.daemon) {
-            (CommandKind::Reload | CommandKind::SendDiagnostics, Some(daemon)) => daemon,
+        let to = match &kind {
+            CommandKind::Reload | CommandKind::SendDiagnostics => &self.daemon,
             _ => &self.orders,
         };
         if to.try_send(Order::Command { kind, answer: sender }).is_err() {
@@ -189,7 +189,7 @@ mod tests {
     async fn each_is_begun_once_also_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let (orders, mut taken) = mpsc::channel(4);
-        let mut commands = Commands::load(directory.path().join("commands"), orders.clone(), None);
+        let mut commands = Commands::load(directory.path().join("commands"), orders.clone(), orders.clone());
         assert_eq!(commands.take(command(1, 2_000), NOW).await, None);
         assert_eq!(commands.take(command(1, 2_000), NOW).await, None, "it runs");
         assert_eq!(commands.take(command(2, 2_000), NOW).await, None, "it waits");
@@ -207,11 +207,11 @@ mod tests {
             panic!("the order was dropped")
         };
         let done = commands.result(outcome, NOW).await;
-        let mut again = Commands::load(directory.path().join("commands"), orders.clone(), None);
+        let mut again = Commands::load(directory.path().join("commands"), orders.clone(), orders.clone());
         assert_eq!(again.take(command(2, 2_000), NOW).await, Some(done));
         assert_eq!(again.take(command(4, 2_000), NOW).await, None, "it is begun");
 
-        let mut again = Commands::load(directory.path().join("commands"), orders, None);
+        let mut again = Commands::load(directory.path().join("commands"), orders.clone(), orders);
         assert!(matches!(again.take(command(4, 2_000), NOW).await.unwrap().outcome, Outcome::Failed(_)));
         assert!(matches!(again.take(command(1, 2_000), NOW).await.unwrap().outcome, Outcome::Failed(_)));
         assert!(taken.try_recv().is_ok() && taken.try_recv().is_err(), "nothing was begun twice");

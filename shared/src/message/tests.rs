@@ -295,8 +295,9 @@ fn small_enums() {
     let kinds =
         [SensorFaultKind::Frozen, SensorFaultKind::Missing, SensorFaultKind::Saturated, SensorFaultKind::Drifting];
     check(&kinds, expect!["00010203"]);
-    let reasons = [GapReason::OverBudget, GapReason::DiskFull, GapReason::Damaged, GapReason::Refused];
-    check(&reasons, expect!["00010203"]);
+    let reasons =
+        [GapReason::OverBudget, GapReason::DiskFull, GapReason::Damaged, GapReason::Refused, GapReason::Thinned];
+    check(&reasons, expect!["0001020304"]);
     let outcomes =
         [Outcome::Done, Outcome::Failed("x".into()), Outcome::Expired, Outcome::Unknown, Outcome::Told("y".into())];
     check(&outcomes, expect!["000101780203040179"]);

@@ -147,7 +147,12 @@ impl<'a> Records<'a> {
             GapReason::DiskFull => "disk_full",
             GapReason::Damaged => "damaged",
             GapReason::Refused => "refused",
+            GapReason::Thinned => "thinned",
         };
+        // Told with the first of its run.
+        if gap.count == 0 {
+            return Ok(Ok(()));
+        }
         let (first, last, count) = (gap.first.cast_signed(), gap.last.cast_signed(), gap.count.cast_signed());
         lanes::insert_gap(self.transaction, &GapRow { lane, first, last, count, reason }).await?;
         Ok(Ok(()))
@@ -283,6 +288,6 @@ fn row(summary: &Summary, known: &Known, start: Timestamp) -> SummaryRow {
         health_percent: judged.health_percent,
         mode: judged.mode_code,
         energy_wh: summary.energy_wh.filter(|energy| energy.is_finite()),
-        clock_trusted: summary.clock == Clock::Trusted,
+        clock_trusted: matches!(summary.clock, Clock::Trusted | Clock::Corrected),
     }
 }
