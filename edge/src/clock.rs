@@ -8,7 +8,7 @@
 //!   there, a wall clock that shows a time after this program's first release;
 //! - the cloud, by the time in a signed receipt for something that was just sent.
 //!
-//! Until then the best guess is the wall clock, or the latest time that was ever known to be right, if that is later.
+//! `clock = "cloud"` believes the cloud alone. Until then the best guess is the wall clock, or the latest time that was ever known to be right, if that is later.
 
 use std::{
     path::{Path, PathBuf},
@@ -116,7 +116,8 @@ impl Clock {
     /// Asks the time service. It may block for a second: call it every few seconds, off the runtime.
     pub fn ask(&self) {
         let (wall, mono_us) = (wall(), since_boot_us());
-        let vouched = wall >= RIGHT_SINCE && (self.synchronised.load(Relaxed) || is_synchronised());
+        let asked = self.setting == ClockTrust::Auto && wall >= RIGHT_SINCE;
+        let vouched = asked && (self.synchronised.load(Relaxed) || is_synchronised());
         if self.setting == ClockTrust::Trusted || vouched {
             self.follow(wall.0 - mono_us);
             self.synchronised.store(vouched, Relaxed);
@@ -212,7 +213,11 @@ impl Clock {
 /// Whether somebody but the cloud says that the wall clock is right.
 #[must_use]
 pub fn is_vouched_for(setting: ClockTrust) -> bool {
-    setting == ClockTrust::Trusted || wall() >= RIGHT_SINCE && is_synchronised()
+    match setting {
+        ClockTrust::Trusted => true,
+        ClockTrust::Auto => wall() >= RIGHT_SINCE && is_synchronised(),
+        ClockTrust::Cloud => false,
+    }
 }
 
 /// Whether the operating system's time service says that the wall clock is right.
@@ -291,14 +296,9 @@ mod tests {
         assert!(clock.now().mono_us >= first.mono_us);
     }
 
-    /// A clock that nobody vouches for, whatever this machine's time service says.
+    /// A clock that nobody vouches for.
     fn unset(file: PathBuf) -> Clock {
-        let clock = Clock::new(ClockTrust::Auto, file.with_extension("other"));
-        let boots = Mutex::new(Boots::read(&file));
-        let known_us = AtomicI64::new(boots.lock().unwrap().known(clock.boot).unwrap_or(UNKNOWN));
-        let guess_us = RIGHT_SINCE.0 - since_boot_us();
-        boots.lock().unwrap().guess(clock.boot, guess_us);
-        Clock { synchronised: false.into(), known_us, boots, file, guess_us: guess_us.into(), ..clock }
+        Clock::new(ClockTrust::Cloud, file)
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub enum ClockTrust {
     Auto,
     /// The user's: it always is.
     Trusted,
+    /// The cloud's alone: this machine's clock is never set.
+    Cloud,
 }
 
 /// What the gateway takes in.
@@ -190,7 +192,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
     let in_folder = |path: PathBuf| folder.join(path);
     let mut gateway = root.section("gateway");
     let data_dir = gateway.path("data_dir").map_or_else(|| PathBuf::from("/var/lib/gemba/edge"), in_folder);
-    let trust = [("auto", ClockTrust::Auto), ("trusted", ClockTrust::Trusted)];
+    let trust = [("auto", ClockTrust::Auto), ("trusted", ClockTrust::Trusted), ("cloud", ClockTrust::Cloud)];
     let clock = gateway.choice("clock", &trust, ClockTrust::Auto);
     gateway.finish();
 
