@@ -297,11 +297,17 @@ impl Session {
     pub fn answering(&self) -> Answering {
         if self.lanes.iter().any(|lane| lane.overdue) {
             Answering::No
-        } else if self.lanes.iter().any(|lane| !lane.in_flight.is_empty()) {
+        } else if self.is_waiting() {
             Answering::Yes
         } else {
             Answering::Idle
         }
+    }
+
+    /// Whether something is on its way that is not receipted.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.in_flight.is_empty())
     }
 
     /// How often a lane was started again since the start.
