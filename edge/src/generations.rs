@@ -132,6 +132,8 @@ pub struct Generations {
     newest: Option<Newest>,
     reading: Option<(u64, Arc<Database>)>,
     next_ordinal: u64,
+    /// Nothing is written, moved or deleted.
+    looks_only: bool,
     syncs: writing::Syncs,
     /// Released when this is dropped, after the databases.
     _lock: Lock,
@@ -155,6 +157,18 @@ impl Generations {
     /// # Errors
     /// If another process has them open, or the disk fails.
     pub fn open(dir: &Path, settings: GenerationSettings) -> Result<(Self, Damage), StoreError> {
+        Self::open_as(dir, settings, false)
+    }
+
+    /// The same without changing anything on the disk: databases are read from copies in memory.
+    ///
+    /// # Errors
+    /// As [`Generations::open`].
+    pub fn open_to_look(dir: &Path, settings: GenerationSettings) -> Result<(Self, Damage), StoreError> {
+        Self::open_as(dir, settings, true)
+    }
+
+    fn open_as(dir: &Path, settings: GenerationSettings, looks_only: bool) -> Result<(Self, Damage), StoreError> {
         fs::create_dir_all(dir).map_err(|source| failed("create", dir, source))?;
         let lock = Lock::take(dir)?;
         let mut ordinals = ordinals(dir)?;
@@ -165,6 +179,7 @@ impl Generations {
             newest: None,
             reading: None,
             next_ordinal: ordinals.last().map_or(1, |last| last + 1),
+            looks_only,
             syncs: writing::Syncs::default(),
             _lock: lock,
         };
@@ -199,7 +214,7 @@ impl Generations {
             self.closed.insert(ordinal, generation);
             return Ok(false);
         }
-        let db = match Database::open(&path, self.settings.cache_bytes) {
+        let db = match self.open_database(ordinal) {
             Ok(db) => Arc::new(db),
             Err(error) if error.is_disk() => return Err(error),
             Err(error) => {
@@ -214,7 +229,9 @@ impl Generations {
             let Some(written) = written else {
                 // A crash came while it was being made: nothing in it was ever promised.
                 drop(db);
-                remove(&path)?;
+                if !self.looks_only {
+                    remove(&path)?;
+                }
                 return Ok(false);
             };
             tracing::error!(path = %path.display(), "a generation has lost its latest rows");
@@ -317,6 +334,7 @@ impl Generations {
     pub fn delete(&mut self, ordinal: u64) {
         self.close_reading(ordinal);
         if self.closed.remove(&ordinal).is_some()
+            && !self.looks_only
             && let Err(error) = remove(&self.path(ordinal))
         {
             tracing::warn!(%error, "a generation that is not needed any more stays on the disk");
@@ -354,6 +372,9 @@ impl Generations {
         let path = self.path(ordinal);
         let tail = read_tail(&path, ordinal).map(|written| written.tail);
         let generation = Generation { tail, bytes: database_bytes(&path) };
+        if self.looks_only {
+            return Ok((path, generation));
+        }
         let aside = (0..u32::MAX)
             .map(|n| self.dir.join(format!("quarantine-{ordinal:020}-{n}")))
             .find(|aside| !aside.exists())
@@ -373,9 +394,14 @@ impl Generations {
             return Ok(Arc::clone(db));
         }
         self.reading = None;
-        let db = Arc::new(Database::open(&self.path(ordinal), self.settings.cache_bytes)?);
+        let db = Arc::new(self.open_database(ordinal)?);
         self.reading = Some((ordinal, Arc::clone(&db)));
         Ok(db)
+    }
+
+    fn open_database(&self, ordinal: u64) -> Result<Database, StoreError> {
+        let (path, cache_bytes) = (self.path(ordinal), self.settings.cache_bytes);
+        if self.looks_only { Database::open_copy(&path, cache_bytes) } else { Database::open(&path, cache_bytes) }
     }
 
     fn path(&self, ordinal: u64) -> PathBuf {

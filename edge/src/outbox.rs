@@ -21,6 +21,7 @@
 mod blocks;
 mod delivery;
 mod holes;
+pub mod inspection;
 mod recovery;
 mod room;
 mod standing;
@@ -87,6 +88,12 @@ impl OutboxError {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_disk())
+    }
+
+    /// Whether another process has it.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Locked { .. }))
     }
 }
 
@@ -228,6 +235,11 @@ struct Tail {
 }
 
 impl Outbox {
+    /// Takes another budget; it counts from the next append on.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.settings.budget_bytes = bytes;
+    }
+
     /// The epoch that is delivered at present. It changes with [`Outbox::renew_epoch`], and, where more than one waits, with
     /// the [`Outbox::release`] of the last record of the one before.
     #[must_use]

@@ -28,7 +28,7 @@ async fn take(bench: &Bench, gateway: &Gateway, batches: &[Batch]) -> Outcome {
 }
 
 fn through(outcome: &Outcome) -> u64 {
-    *outcome.through.values().next().expect("a lane")
+    outcome.stored.values().next().expect("a lane").through
 }
 
 /// A catalog and `n` summaries of machine `m`, numbered from 1.

@@ -160,7 +160,7 @@ impl Generations {
             return Ok(());
         }
         let path = self.path(newest.ordinal);
-        let db = Database::open(&path, self.settings.cache_bytes)?;
+        let db = self.open_database(newest.ordinal)?;
         let appends = commit_of(&db).map_or(0, |commit| commit.appends);
         let files = if db.is_copy() { None } else { Some(open_files(&path)?) };
         let Some(newest) = &mut self.newest else { return Err(StoreError::NoGeneration) };

@@ -28,6 +28,14 @@ struct Known {
     next: [u64; 2],
 }
 
+/// What must be written before anything is appended.
+struct Mends {
+    /// A new generation of what stands, with these rows.
+    standing: Option<standing::Rows>,
+    /// A new generation of records.
+    records: bool,
+}
+
 impl Outbox {
     /// Opens the outbox in `dir`, or makes a new one there. A disk that is full or read-only is no error where nothing has to be
     /// mended: what is there can be read and released, and appends fail until it takes data again.
@@ -35,9 +43,39 @@ impl Outbox {
     /// # Errors
     /// If another process has it open, or the disk fails. Damage is no error: it is mended and told in [`Opened`].
     pub fn open(dir: &Path, settings: OutboxSettings) -> Result<(Self, Opened), OutboxError> {
-        let (mut generations, mut damage) = Generations::open(&dir.join("generations"), settings.generations)?;
+        let (mut this, opened, mends) = Self::take_stock(dir, settings, false)?;
+        if opened.states_lost {
+            this.begin_life()?;
+        }
+        if let Some(rows) = mends.standing {
+            let tail = standing::Tail { append: this.append, lives: this.lives.clone(), lanes: this.lanes };
+            this.standing.begin(&rows, tail)?;
+        }
+        if this.generations.newest().is_none() || opened.states_lost || mends.records {
+            this.roll()?;
+        }
+        this.delete_released();
+        Ok((this, opened))
+    }
+
+    /// Opens an outbox for people to look at: nothing on the disk is changed, and nothing may be appended or released.
+    ///
+    /// # Errors
+    /// As [`Outbox::open`].
+    pub fn open_to_look(dir: &Path, settings: OutboxSettings) -> Result<(Self, Opened), OutboxError> {
+        let (this, opened, _) = Self::take_stock(dir, settings, true)?;
+        Ok((this, opened))
+    }
+
+    fn take_stock(
+        dir: &Path,
+        settings: OutboxSettings,
+        looks_only: bool,
+    ) -> Result<(Self, Opened, Mends), OutboxError> {
+        let open = if looks_only { Generations::open_to_look } else { Generations::open };
+        let (mut generations, mut damage) = open(&dir.join("generations"), settings.generations)?;
         set_aside_unreadable(&mut generations, &mut damage)?;
-        let (mut standing, start) = Standing::open(&dir.join("standing"), settings.generations)?;
+        let (mut standing, start) = Standing::open(&dir.join("standing"), settings.generations, looks_only)?;
         let known = know(&mut generations, &damage);
         let newest = generations.newest().map(|(ordinal, _)| ordinal);
 
@@ -78,19 +116,9 @@ impl Outbox {
 
         let mut opened = Opened { is_new, states_lost, states: rows.states(), ..Opened::default() };
         opened.quarantined = damage.quarantined.into_iter().map(|(path, _)| path).chain(start.quarantined).collect();
-        if states_lost {
-            this.begin_life()?;
-        }
-        if is_new || states_lost || this.standing.is_closed() {
-            let tail = standing::Tail { append: this.append, lives: this.lives.clone(), lanes: this.lanes };
-            this.standing.begin(&rows, tail)?;
-        }
-        if this.generations.newest().is_none() || states_lost || records_lost {
-            this.roll()?;
-        }
         opened.lost_records = this.missing_in(newest)? + this.missing_between();
-        this.delete_released();
-        Ok((this, opened))
+        let standing = (is_new || states_lost || this.standing.is_closed()).then_some(rows);
+        Ok((this, opened, Mends { standing, records: records_lost }))
     }
 
     /// Where things stand, by what both places know.

@@ -75,10 +75,15 @@ impl Rows {
 
 impl Standing {
     /// Opens what is there; `None` in place of the tail if nothing can be read. `lost`: the latest writes are not there.
-    pub(super) fn open(dir: &Path, settings: GenerationSettings) -> Result<(Self, Start), OutboxError> {
+    pub(super) fn open(
+        dir: &Path,
+        settings: GenerationSettings,
+        looks_only: bool,
+    ) -> Result<(Self, Start), OutboxError> {
         let bytes = GENERATION_BYTES.min(settings.generation_bytes);
         let settings = GenerationSettings { generation_bytes: bytes, ..settings };
-        let (generations, damage) = Generations::open(dir, settings)?;
+        let open = if looks_only { Generations::open_to_look } else { Generations::open };
+        let (generations, damage) = open(dir, settings)?;
         let newest = generations.newest().and_then(|(_, tail)| postcard::from_bytes::<Tail>(tail).ok());
         let known = generations.closed().values().filter_map(|closed| closed.tail.as_deref());
         let aside = damage.quarantined.iter().filter_map(|(_, generation)| generation.tail.as_deref());

@@ -102,7 +102,7 @@ impl Cloud {
 }
 
 fn receipt(batch: &Batch, through: u64) -> Downlink {
-    Downlink::Receipt(Receipt { epoch: batch.seq.epoch, lane: batch.seq.lane, through, now: Timestamp(0) })
+    Downlink::Receipt(Receipt { epoch: batch.seq.epoch, lane: batch.seq.lane, through, now: Timestamp(0), tail: None })
 }
 
 fn backlog(gateway: &Gateway) -> u64 {

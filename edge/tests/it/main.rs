@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "its modules are parts of one program")]
 
 mod certificates;
+mod clock;
 mod chaos;
 mod configuration;
 mod daemon;
@@ -17,4 +18,6 @@ mod plant;
 mod powercut;
 mod process;
 mod proxy;
+mod reload;
+mod service;
 mod whole_path;

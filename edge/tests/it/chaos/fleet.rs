@@ -189,13 +189,8 @@ impl Feeder {
         let feed = Feed::new("plant/{machine}/{sensor}", Format::Json, names).unwrap();
         let url = Some(format!("mqtt://{address}"));
         let target = Target::new(&TargetArgs { url, username: None, password_file: None, ca_file: None }).unwrap();
-        let settings = Settings {
-            client_id: client.to_owned(),
-            at_least_once: true,
-            window: 1_000,
-            window_of_sensor: Format::Json.window_of_sensor(),
-            first_connect: DEADLINE,
-        };
+        let settings =
+            Settings { client_id: client.to_owned(), at_least_once: true, window: 1_000, first_connect: DEADLINE };
         Self(Publisher::connect(target, settings, feed, ledger, CancellationToken::new()).await.unwrap())
     }
 
