@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "its modules are parts of one program")]
 
 mod certificates;
+mod check;
 mod configuration;
 mod daemon;
 mod delivery;
