@@ -107,6 +107,13 @@ impl Told {
         self.report(&format!("{row}\t{missing}\t{double}\t{misplaced}\t{seconds:.1}\t{more}"));
     }
 
+    /// A scenario whose figures are others.
+    pub fn tell(&self, more: &str) {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        eprintln!("chaos {}: {more}; {seconds:.1} s", self.name);
+        self.report(&format!("{}\t\t\t\t\t\t\t{seconds:.1}\t{more}", self.name));
+    }
+
     fn report(&self, row: &str) {
         if let Ok(path) = env::var("GEMBA_CHAOS_REPORT") {
             let mut file = File::options().create(true).append(true).open(path).unwrap();
