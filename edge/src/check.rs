@@ -11,11 +11,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use gemba_mqtt::client::Endpoint;
-use gemba_shared::telemetry::Clock as Trust;
 use rumqttc::{AsyncClient, ConnectReturnCode, Event, MqttOptions, Packet};
 
 use crate::{
-    clock::Clock,
+    clock,
     config::{Config, Mqtt, Proof},
     files, identity, run, status, uplink,
 };
@@ -120,12 +119,13 @@ fn free_bytes(dir: &Path) -> anyhow::Result<u64> {
 }
 
 fn clock(config: &Config) -> anyhow::Result<String> {
-    match Clock::new(config.clock).now().clock {
-        Trust::Trusted => Ok("is right, by what is known here".to_owned()),
-        Trust::Untrusted => Err(anyhow!(
-            "is not known to be right: have the time set (`timedatectl`), or vouch for it with gateway.clock = \"trusted\""
-        )),
+    if clock::is_vouched_for(config.clock) {
+        return Ok("is right, by what is known here".to_owned());
     }
+    Err(anyhow!(
+        "is not known to be right: have the time set (`timedatectl`), or vouch for it with gateway.clock = \"trusted\"; \
+         until then readings are dated when the cloud tells the time"
+    ))
 }
 
 fn ports(config: &Config) -> anyhow::Result<String> {

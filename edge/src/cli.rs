@@ -20,7 +20,9 @@ use crate::{
     backtest::{self, BacktestArgs},
     check, clock,
     config::{Config, Refused},
-    diag, enroll, passwords, reload,
+    diag, enroll,
+    outbox_cli::{self, OutboxCommand},
+    passwords, reload,
     replay::{self, ReplayArgs},
     run,
     simulate::{self, SimulateArgs},
@@ -98,6 +100,13 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Looks into what waits for the cloud, while the daemon does not run
+    Outbox {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(subcommand)]
+        command: OutboxCommand,
+    },
     /// Publishes what a plant of pumps would measure, or makes one of them fail
     Simulate(Box<SimulateArgs>),
     /// Publishes recordings
@@ -166,6 +175,7 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
         Command::Diag { config, output } => diag::diag(&config.load(), output.as_deref()),
         Command::Passwd => passwd(),
         Command::Status { config, json } => status::status(config.load()?.http, json),
+        Command::Outbox { config, command } => outbox_cli::run(&command, &config.load()?),
         Command::Simulate(args) => {
             until_interrupted(|cancel| async { simulate::run(*args, clock::wall, cancel, &mut io::stdout()).await })
         }

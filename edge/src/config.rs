@@ -61,6 +61,10 @@ pub struct Config {
     pub http: SocketAddr,
     pub outbox_bytes_max: u64,
     pub journal_bytes_max: u64,
+    /// What stays free on the disk: below it the outbox makes room, and below half of it nothing is taken in.
+    pub disk_free_min: u64,
+    /// How long what was acknowledged may wait for its sync; `None`: it is synced before.
+    pub sync_interval: Option<Duration>,
 }
 
 /// Whose word is taken that this machine's clock is right.
@@ -70,6 +74,8 @@ pub enum ClockTrust {
     Auto,
     /// The user's: it always is.
     Trusted,
+    /// The cloud's alone: this machine's clock is never set.
+    Cloud,
 }
 
 /// What the gateway takes in.
@@ -93,6 +99,8 @@ pub struct Cloud {
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
+    /// What may be sent in the long run, headers included; `None` where bytes cost nothing.
+    pub bytes_per_second_max: Option<u32>,
 }
 
 /// Why a configuration was not taken. Its text has a line for every fault.
@@ -184,7 +192,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
     let in_folder = |path: PathBuf| folder.join(path);
     let mut gateway = root.section("gateway");
     let data_dir = gateway.path("data_dir").map_or_else(|| PathBuf::from("/var/lib/gemba/edge"), in_folder);
-    let trust = [("auto", ClockTrust::Auto), ("trusted", ClockTrust::Trusted)];
+    let trust = [("auto", ClockTrust::Auto), ("trusted", ClockTrust::Trusted), ("cloud", ClockTrust::Cloud)];
     let clock = gateway.choice("clock", &trust, ClockTrust::Auto);
     gateway.finish();
 
@@ -201,7 +209,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
 
     let cloud = cloud(root.section("cloud"), folder);
     let http = http(root.section("http"));
-    let outbox_bytes_max = budget(root.section("outbox"), 1 << 30);
+    let (outbox_bytes_max, disk_free_min, sync_interval) = outbox(root.section("outbox"));
     let journal_bytes_max = budget(root.section("journal"), 256 << 20);
     root.finish();
     Config {
@@ -220,6 +228,8 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
         http,
         outbox_bytes_max,
         journal_bytes_max,
+        disk_free_min,
+        sync_interval,
     }
 }
 
@@ -244,6 +254,9 @@ fn cloud(mut section: Section<'_>, folder: &Path) -> Cloud {
         username: section.text("username").map(str::to_owned),
         password_file: section.path("password_file").map(|path| folder.join(path)),
         ca_file: section.path("ca_file").map(|path| folder.join(path)),
+        bytes_per_second_max: u32::try_from(section.bytes("bytes_per_second_max", 0, 256..=1 << 30))
+            .ok()
+            .filter(|rate| *rate > 0),
     };
     if cloud.password_file.is_some() && cloud.username.is_none() {
         section.fault("password_file", "a password needs a `username` beside it");
@@ -263,6 +276,16 @@ fn http(mut section: Section<'_>) -> SocketAddr {
     }
     section.finish();
     listen
+}
+
+fn outbox(mut section: Section<'_>) -> (u64, u64, Option<Duration>) {
+    let bytes_max = section.bytes("bytes_max", 1 << 30, 16 << 20..=1 << 40);
+    let disk_free_min = section.bytes("disk_free_min", 32 << 20, 0..=1 << 40);
+    let interval = section.choice("durability", &[("durable", false), ("interval", true)], false);
+    let allowed = Duration::from_millis(200)..=60 * SECOND;
+    let sync_interval = section.duration("sync_interval", SECOND, allowed);
+    section.finish();
+    (bytes_max, disk_free_min, interval.then_some(sync_interval))
 }
 
 fn budget(mut section: Section<'_>, default: u64) -> u64 {

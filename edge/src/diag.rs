@@ -18,7 +18,6 @@ use gemba_shared::telemetry::Timestamp;
 use crate::{
     clock,
     config::{Config, Refused},
-    health::Report,
     status,
 };
 
@@ -59,16 +58,6 @@ pub fn diag(config: &Result<Config, Refused>, output: Option<&Path>) -> anyhow::
     write(file, config, now).with_context(cannot)?;
     writeln!(io::stdout().lock(), "{}", path.display())?;
     Ok(())
-}
-
-/// What fits into an answer to the cloud: the state as people read it, cut to `bytes_max`.
-#[must_use]
-pub fn summary(report: &Report, bytes_max: usize) -> String {
-    let mut text = status::readable(report);
-    if text.len() > bytes_max {
-        text.truncate((0..=bytes_max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0));
-    }
-    text
 }
 
 fn write(file: File, config: &Result<Config, Refused>, now: Timestamp) -> io::Result<()> {
@@ -218,12 +207,5 @@ mod tests {
         let parts = unpacked(&output);
         let (_, told) = parts.iter().find(|(name, _)| name.ends_with("configuration.txt")).unwrap();
         assert_eq!(told, "line 2: cloud.url is wrong\n");
-    }
-
-    #[test]
-    fn a_summary_is_cut_between_letters() {
-        let report = Report { facts: vec![("cloud".into(), "ü".repeat(50))], ..Report::default() };
-        let text = summary(&report, 40);
-        assert!(text.len() <= 40 && text.len() > 36, "{text}");
     }
 }

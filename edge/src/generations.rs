@@ -5,42 +5,48 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `lock` | held while a process has this open |
+//! | `lock` | held while a process has this open; it names the process |
 //! | `00000000000000000001/` | a generation: its database, and `tail` |
 //! | `quarantine-00000000000000000001-0/` | a generation that could not be read |
 //!
 //! - **Durable on return**: [`Generations::append`] writes one sled batch, flushes it, and syncs the file through a
 //!   descriptor of its own, because sled's `flush` does not sync.
 //! - **Damage is seen**: each row carries a CRC-32C of its key and value; each append ends in a *commit row* that holds the
-//!   count of appends and the owner's *tail* (up to where it has numbered things). The same goes to the file
-//!   `tail`, unsynced: after a kill it is exact, after a power cut it may be behind, never ahead. A generation whose
-//!   commit row is behind its `tail` file has lost rows.
+//!   generation's ordinal, the count of appends and the owner's *tail* (up to where it has numbered things). The same goes
+//!   to the file `tail`, unsynced: after a kill it is exact, after a power cut it may be behind, never ahead. A generation
+//!   whose commit row is behind its `tail` file has lost rows, and is closed.
+//! - **A disk that takes nothing** (full, or read-only): databases are read from copies in memory, because sled writes when
+//!   it opens. Appends fail and may be made again.
 //! - **Limits**: a value has at most [`VALUE_BYTES_MAX`]; a longer one than 3,800 bytes is cut into parts,
 //!   because a tree node of large values becomes an unsynced file beside the database.
 //!
 //! At most two databases are open here at once: the newest, and one closed one that is being read.
 
-// tidy: long, because the life of a generation (begun, filled, read, set aside, deleted) is one invariant.
-
+mod database;
 mod files;
 mod rows;
+mod writing;
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
     ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use files::{database_bytes, failed, guarded, lock, open_database, open_file, ordinals, remove, write_probe};
-use rows::{Parts, commit_of, is_commit, put, put_commit, read_tail, write_tail};
+use database::{Database, guarded};
+use files::{Lock, database_bytes, disk_takes_data, failed, ordinals, remove};
+use rows::{Commit, Parts, commit_of, is_commit, read_tail};
+
+pub use files::disk_free;
+pub use writing::Filler;
 
 /// The largest value.
 pub const VALUE_BYTES_MAX: usize = 64 * 1_024;
 /// The largest tail.
-pub const TAIL_BYTES_MAX: usize = 256;
+pub const TAIL_BYTES_MAX: usize = 512;
 
 #[derive(Debug, Clone, Copy)]
 pub struct GenerationSettings {
@@ -59,9 +65,9 @@ impl Default for GenerationSettings {
 /// Why rows could not be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("{0} is in use by another process; stop that one, or give this one a data directory of its own")]
-    Locked(PathBuf),
-    #[error("the disk under {0} is full; free space: nothing is taken in until then")]
+    #[error("{path} is in use by {by}; stop that one, or give this one a data directory of its own")]
+    Locked { path: PathBuf, by: String },
+    #[error("the disk under {0} is full: free space; nothing is taken in until then")]
     DiskFull(PathBuf),
     #[error("cannot {what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
@@ -71,6 +77,18 @@ pub enum StoreError {
     TooLarge(usize),
     #[error("no generation is open for writing")]
     NoGeneration,
+}
+
+impl StoreError {
+    /// Whether the disk takes nothing at present (it is full, or was made read-only): nothing is damaged.
+    #[must_use]
+    pub fn is_disk(&self) -> bool {
+        match self {
+            Self::DiskFull(_) => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
+            _ => false,
+        }
+    }
 }
 
 /// A row's value as it was found.
@@ -95,14 +113,14 @@ pub struct Generation {
 pub struct Damage {
     /// Generations that cannot be opened, set aside, with the last tail known of each.
     pub quarantined: Vec<(PathBuf, Generation)>,
-    /// The newest generation has lost its latest appends; this is the tail it should have had.
-    pub newest_behind: Option<Vec<u8>>,
+    /// The newest generation has lost its latest appends, or could not be opened: it is closed.
+    pub newest_lost: bool,
 }
 
 impl Damage {
     #[must_use]
     pub fn is_none(&self) -> bool {
-        self.quarantined.is_empty() && self.newest_behind.is_none()
+        self.quarantined.is_empty() && !self.newest_lost
     }
 }
 
@@ -112,20 +130,22 @@ pub struct Generations {
     settings: GenerationSettings,
     closed: BTreeMap<u64, Generation>,
     newest: Option<Newest>,
-    reading: Option<(u64, sled::Db)>,
+    reading: Option<(u64, Arc<Database>)>,
     next_ordinal: u64,
+    /// Nothing is written, moved or deleted.
+    looks_only: bool,
+    syncs: writing::Syncs,
     /// Released when this is dropped, after the databases.
-    _lock: File,
+    _lock: Lock,
 }
 
 #[derive(Debug)]
 struct Newest {
     ordinal: u64,
     /// `None` after it failed: it is opened again at the next use.
-    db: Option<sled::Db>,
-    /// Our own descriptor of sled's file, to sync it.
-    file: File,
-    tail_file: File,
+    db: Option<Arc<Database>>,
+    /// Our own descriptors of sled's file, to sync it, and of the `tail` file; `None` while the disk takes nothing.
+    files: Option<(File, File)>,
     appends: u64,
     tail: Vec<u8>,
 }
@@ -137,8 +157,20 @@ impl Generations {
     /// # Errors
     /// If another process has them open, or the disk fails.
     pub fn open(dir: &Path, settings: GenerationSettings) -> Result<(Self, Damage), StoreError> {
+        Self::open_as(dir, settings, false)
+    }
+
+    /// The same without changing anything on the disk: databases are read from copies in memory.
+    ///
+    /// # Errors
+    /// As [`Generations::open`].
+    pub fn open_to_look(dir: &Path, settings: GenerationSettings) -> Result<(Self, Damage), StoreError> {
+        Self::open_as(dir, settings, true)
+    }
+
+    fn open_as(dir: &Path, settings: GenerationSettings, looks_only: bool) -> Result<(Self, Damage), StoreError> {
         fs::create_dir_all(dir).map_err(|source| failed("create", dir, source))?;
-        let lock = lock(dir)?;
+        let lock = Lock::take(dir)?;
         let mut ordinals = ordinals(dir)?;
         let mut this = Self {
             dir: dir.to_owned(),
@@ -147,6 +179,8 @@ impl Generations {
             newest: None,
             reading: None,
             next_ordinal: ordinals.last().map_or(1, |last| last + 1),
+            looks_only,
+            syncs: writing::Syncs::default(),
             _lock: lock,
         };
         let mut damage = Damage::default();
@@ -157,58 +191,72 @@ impl Generations {
         }
         for ordinal in ordinals {
             let path = this.path(ordinal);
-            let tail = read_tail(&path).map(|(_, tail)| tail);
-            let tail = match tail {
-                Some(tail) => Some(tail),
-                None => this.db(ordinal).ok().and_then(|db| commit_of(&db)).map(|(_, tail)| tail),
+            let tail = match read_tail(&path, ordinal) {
+                Some(written) => Some(written.tail),
+                None => match this.db(ordinal) {
+                    Ok(db) => commit_of(&db).filter(|commit| commit.ordinal == ordinal).map(|commit| commit.tail),
+                    Err(error) if error.is_disk() => return Err(error),
+                    Err(_) => None,
+                },
             };
             this.closed.insert(ordinal, Generation { tail, bytes: database_bytes(&path) });
         }
+        this.reading = None;
         Ok((this, damage))
     }
 
-    /// Makes `ordinal` the newest if it can be; false if the one before it has to be tried.
+    /// Takes up `ordinal`, from the newest back; true when the newest is found or known to be lost.
     fn open_newest(&mut self, ordinal: u64, damage: &mut Damage) -> Result<bool, StoreError> {
         let path = self.path(ordinal);
-        let written = read_tail(&path);
-        let commit = match open_database(&path, self.settings.cache_bytes) {
-            Ok(db) => commit_of(&db).map(|commit| (db, commit)),
-            Err(error @ StoreError::DiskFull(_)) => return Err(error),
+        let written = read_tail(&path, ordinal);
+        if let Some(written) = written.as_ref().filter(|written| written.sealed) {
+            let generation = Generation { tail: Some(written.tail.clone()), bytes: database_bytes(&path) };
+            self.closed.insert(ordinal, generation);
+            return Ok(false);
+        }
+        let db = match self.open_database(ordinal) {
+            Ok(db) => Arc::new(db),
+            Err(error) if error.is_disk() => return Err(error),
             Err(error) => {
-                write_probe(&self.dir)?;
                 tracing::error!(path = %path.display(), %error, "a generation cannot be opened and is set aside");
                 damage.quarantined.push(self.set_aside(ordinal)?);
+                damage.newest_lost = true;
                 return Ok(true);
             }
         };
-        let Some((db, (appends, tail))) = commit else {
-            if written.is_some() {
-                tracing::error!(path = %path.display(), "a generation has lost all its rows and is set aside");
-                damage.quarantined.push(self.set_aside(ordinal)?);
-                return Ok(true);
-            }
-            // A crash came while it was being made: nothing in it was ever promised.
-            remove(&path)?;
-            return Ok(false);
+        let commit = commit_of(&db).filter(|commit| commit.ordinal == ordinal);
+        let Some(Commit { appends, tail, sealed, .. }) = commit else {
+            let Some(written) = written else {
+                // A crash came while it was being made: nothing in it was ever promised.
+                drop(db);
+                if !self.looks_only {
+                    remove(&path)?;
+                }
+                return Ok(false);
+            };
+            tracing::error!(path = %path.display(), "a generation has lost its latest rows");
+            damage.newest_lost = true;
+            self.closed.insert(ordinal, Generation { tail: Some(written.tail), bytes: database_bytes(&path) });
+            return Ok(true);
         };
-        if let Some((expected, expected_tail)) = written
-            && expected > appends
+        if let Some(written) = written
+            && written.appends > appends
         {
-            tracing::error!(path = %path.display(), lost = expected - appends, "a generation has lost its latest appends");
-            damage.newest_behind = Some(expected_tail);
+            tracing::error!(path = %path.display(), lost = written.appends - appends, "a generation has lost its latest appends");
+            damage.newest_lost = true;
+            self.closed.insert(ordinal, Generation { tail: Some(written.tail), bytes: database_bytes(&path) });
+            return Ok(true);
         }
-        self.newest = Some(Newest {
-            ordinal,
-            db: Some(db),
-            file: open_file(&path.join("db"))?,
-            tail_file: open_file(&path.join("tail"))?,
-            appends,
-            tail,
-        });
+        if sealed {
+            self.closed.insert(ordinal, Generation { tail: Some(tail), bytes: database_bytes(&path) });
+            return Ok(false);
+        }
+        let files = if db.is_copy() { None } else { Some(writing::open_files(&path)?) };
+        self.newest = Some(Newest { ordinal, db: Some(db), files, appends, tail });
         Ok(true)
     }
 
-    /// The closed generations, oldest first.
+    /// The closed generations, in the order in which they were begun.
     #[must_use]
     pub fn closed(&self) -> &BTreeMap<u64, Generation> {
         &self.closed
@@ -220,123 +268,22 @@ impl Generations {
         self.newest.as_ref().map(|newest| (newest.ordinal, &newest.tail[..]))
     }
 
-    /// The ordinal that the next generation gets.
-    #[must_use]
-    pub fn next_ordinal(&self) -> u64 {
-        self.next_ordinal
-    }
-
     /// Whether the newest generation is full, so that [`Generations::roll`] is due.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.newest.as_ref().is_some_and(|newest| self.database_bytes(newest.ordinal) >= self.settings.generation_bytes)
+        self.newest_bytes() >= self.settings.generation_bytes
+    }
+
+    /// Size of the newest database on the disk.
+    #[must_use]
+    pub fn newest_bytes(&self) -> u64 {
+        self.newest.as_ref().map_or(0, |newest| self.database_bytes(newest.ordinal))
     }
 
     /// Size of the databases on the disk.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let newest = self.newest.as_ref().map_or(0, |newest| self.database_bytes(newest.ordinal));
-        self.closed.values().map(|closed| closed.bytes).sum::<u64>() + newest
-    }
-
-    /// Writes the rows and the tail, all or none, and returns when they are on the disk. A key is at most 250 bytes long
-    /// and does not begin with 0.
-    ///
-    /// # Errors
-    /// If there is no newest generation, or the disk fails: then it is unknown whether they were written, and the
-    /// same numbers may be written again.
-    pub fn append(&mut self, rows: &[(Vec<u8>, Vec<u8>)], tail: &[u8]) -> Result<(), StoreError> {
-        let Some(newest) = &self.newest else { return Err(StoreError::NoGeneration) };
-        let path = self.path(newest.ordinal);
-        let appends = newest.appends + 1;
-        let mut batch = sled::Batch::default();
-        for (key, value) in rows {
-            put(&mut batch, key, value)?;
-        }
-        put_commit(&mut batch, appends, tail)?;
-        self.reopen_newest()?;
-        let Some(newest) = &mut self.newest else { return Err(StoreError::NoGeneration) };
-        let Some(db) = &newest.db else { return Err(StoreError::NoGeneration) };
-        let written = guarded(&path, || {
-            db.apply_batch(batch)?;
-            db.flush()
-        })
-        .and_then(|_| newest.file.sync_data().map_err(|source| failed("sync", &path, source)));
-        if let Err(error) = written {
-            // sled stays poisoned after an I/O error.
-            let db = newest.db.take();
-            if catch_unwind(AssertUnwindSafe(move || drop(db))).is_err() {
-                tracing::warn!(path = %path.display(), "a failed database panicked while it was closed");
-            }
-            return Err(error);
-        }
-        newest.appends = appends;
-        tail.clone_into(&mut newest.tail);
-        // Behind at worst, if this fails: what it is for is to be no further than the rows are.
-        write_tail(&newest.tail_file, appends, tail).map_err(|source| failed("write the tail in", &path, source))
-    }
-
-    /// Closes the newest generation and begins another with these rows.
-    ///
-    /// # Errors
-    /// If the disk fails; the newest generation then stays what it was.
-    pub fn roll(&mut self, rows: &[(Vec<u8>, Vec<u8>)], tail: &[u8]) -> Result<u64, StoreError> {
-        let ordinal = self.next_ordinal;
-        let path = self.path(ordinal);
-        if path.exists() {
-            remove(&path)?;
-        }
-        match self.begin(ordinal, rows, tail) {
-            Ok(newest) => {
-                self.next_ordinal += 1;
-                if let Some(old) = self.newest.replace(newest) {
-                    let bytes = self.database_bytes(old.ordinal);
-                    self.closed.insert(old.ordinal, Generation { tail: Some(old.tail), bytes });
-                }
-                Ok(ordinal)
-            }
-            Err(error) => {
-                if let Err(error) = remove(&path) {
-                    tracing::warn!(%error, "an unfinished generation stays behind; the next start removes it");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn begin(&self, ordinal: u64, rows: &[(Vec<u8>, Vec<u8>)], tail: &[u8]) -> Result<Newest, StoreError> {
-        const ROWS_A_BATCH: usize = 256;
-        if let Some(newest) = &self.newest {
-            newest.tail_file.sync_data().map_err(|source| failed("sync the tail in", &self.dir, source))?;
-        }
-        let path = self.path(ordinal);
-        let db = open_database(&path, self.settings.cache_bytes)?;
-        for rows in rows.chunks(ROWS_A_BATCH) {
-            let mut batch = sled::Batch::default();
-            for (key, value) in rows {
-                put(&mut batch, key, value)?;
-            }
-            guarded(&path, || db.apply_batch(batch))?;
-        }
-        // Without its commit row a generation is nothing, so this comes last.
-        let mut batch = sled::Batch::default();
-        put_commit(&mut batch, 1, tail)?;
-        guarded(&path, || {
-            db.flush()?;
-            db.apply_batch(batch)?;
-            db.flush()
-        })?;
-        let file = open_file(&path.join("db"))?;
-        let tail_file = open_file(&path.join("tail"))?;
-        let synced = file
-            .sync_all()
-            .and_then(|()| File::open(path.join("conf"))?.sync_all())
-            .and_then(|()| write_tail(&tail_file, 1, tail))
-            .and_then(|()| tail_file.sync_all())
-            .and_then(|()| File::open(&path)?.sync_all())
-            .and_then(|()| File::open(&self.dir)?.sync_all());
-        synced.map_err(|source| failed("sync", &path, source))?;
-        Ok(Newest { ordinal, db: Some(db), file, tail_file, appends: 1, tail: tail.to_owned() })
+        self.closed.values().map(|closed| closed.bytes).sum::<u64>() + self.newest_bytes()
     }
 
     /// Hands the rows from `from` on to `each`, in the order of their keys, until it breaks off.
@@ -371,18 +318,27 @@ impl Generations {
         })
     }
 
-    /// Deletes a closed generation.
+    /// The largest key that is not larger than this one.
     ///
     /// # Errors
-    /// If the disk fails.
-    pub fn delete(&mut self, ordinal: u64) -> Result<(), StoreError> {
-        if self.reading.as_ref().is_some_and(|(open, _)| *open == ordinal) {
-            self.reading = None;
+    /// If the generation cannot be read.
+    pub fn floor(&mut self, ordinal: u64, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path(ordinal);
+        let db = self.db(ordinal)?;
+        let last_part = [key, &[u8::MAX]].concat();
+        let found = guarded(&path, || db.range(..=last_part).next_back().transpose())?;
+        Ok(found.and_then(|(key, _)| key.split_last().map(|(_, key)| key.to_vec())))
+    }
+
+    /// Deletes a closed generation. One that cannot be deleted is forgotten; the next start finds it again.
+    pub fn delete(&mut self, ordinal: u64) {
+        self.close_reading(ordinal);
+        if self.closed.remove(&ordinal).is_some()
+            && !self.looks_only
+            && let Err(error) = remove(&self.path(ordinal))
+        {
+            tracing::warn!(%error, "a generation that is not needed any more stays on the disk");
         }
-        if self.closed.remove(&ordinal).is_some() {
-            remove(&self.path(ordinal))?;
-        }
-        Ok(())
     }
 
     /// Sets a generation aside under another name, for people to look at.
@@ -390,9 +346,7 @@ impl Generations {
     /// # Errors
     /// If the disk fails.
     pub fn quarantine(&mut self, ordinal: u64) -> Result<PathBuf, StoreError> {
-        if self.reading.as_ref().is_some_and(|(open, _)| *open == ordinal) {
-            self.reading = None;
-        }
+        self.close_reading(ordinal);
         if self.newest.as_ref().is_some_and(|newest| newest.ordinal == ordinal) {
             self.newest = None;
         }
@@ -405,12 +359,22 @@ impl Generations {
     /// # Errors
     /// If there is none, or the disk fails otherwise.
     pub fn probe(&self) -> Result<(), StoreError> {
-        write_probe(&self.dir)
+        disk_takes_data(&self.dir)
+    }
+
+    fn close_reading(&mut self, ordinal: u64) {
+        if self.reading.as_ref().is_some_and(|(open, _)| *open == ordinal) {
+            self.reading = None;
+        }
     }
 
     fn set_aside(&self, ordinal: u64) -> Result<(PathBuf, Generation), StoreError> {
         let path = self.path(ordinal);
-        let generation = Generation { tail: read_tail(&path).map(|(_, tail)| tail), bytes: database_bytes(&path) };
+        let tail = read_tail(&path, ordinal).map(|written| written.tail);
+        let generation = Generation { tail, bytes: database_bytes(&path) };
+        if self.looks_only {
+            return Ok((path, generation));
+        }
         let aside = (0..u32::MAX)
             .map(|n| self.dir.join(format!("quarantine-{ordinal:020}-{n}")))
             .find(|aside| !aside.exists())
@@ -419,7 +383,7 @@ impl Generations {
         Ok((aside, generation))
     }
 
-    fn db(&mut self, ordinal: u64) -> Result<sled::Db, StoreError> {
+    fn db(&mut self, ordinal: u64) -> Result<Arc<Database>, StoreError> {
         if self.newest.as_ref().is_some_and(|newest| newest.ordinal == ordinal) {
             self.reopen_newest()?;
             return self.newest.as_ref().and_then(|newest| newest.db.clone()).ok_or(StoreError::NoGeneration);
@@ -427,31 +391,17 @@ impl Generations {
         if let Some((open, db)) = &self.reading
             && *open == ordinal
         {
-            return Ok(db.clone());
+            return Ok(Arc::clone(db));
         }
         self.reading = None;
-        let db = open_database(&self.path(ordinal), self.settings.cache_bytes)?;
-        self.reading = Some((ordinal, db.clone()));
+        let db = Arc::new(self.open_database(ordinal)?);
+        self.reading = Some((ordinal, Arc::clone(&db)));
         Ok(db)
     }
 
-    fn reopen_newest(&mut self) -> Result<(), StoreError> {
-        let Some(newest) = &self.newest else { return Err(StoreError::NoGeneration) };
-        if newest.db.is_some() {
-            return Ok(());
-        }
-        let path = self.path(newest.ordinal);
-        let db = open_database(&path, self.settings.cache_bytes)?;
-        let appends = commit_of(&db).map_or(0, |(appends, _)| appends);
-        let file = open_file(&path.join("db"))?;
-        let Some(newest) = &mut self.newest else { return Err(StoreError::NoGeneration) };
-        if appends < newest.appends {
-            let reason = format!("it has {appends} of {} appends after it was opened again", newest.appends);
-            return Err(StoreError::Database { path, reason });
-        }
-        newest.file = file;
-        newest.db = Some(db);
-        Ok(())
+    fn open_database(&self, ordinal: u64) -> Result<Database, StoreError> {
+        let (path, cache_bytes) = (self.path(ordinal), self.settings.cache_bytes);
+        if self.looks_only { Database::open_copy(&path, cache_bytes) } else { Database::open(&path, cache_bytes) }
     }
 
     fn path(&self, ordinal: u64) -> PathBuf {

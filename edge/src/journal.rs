@@ -1,6 +1,7 @@
 //! What was acknowledged to devices and is not yet in a saved state: readings, in the order in which they came.
 //!
-//! - [`Journal::append`] is durable when it returns: only then may the devices be told.
+//! - [`Journal::append`] is durable when it returns: only then may the devices be told. With
+//!   [`JournalSettings::sync_every`] it is safe from a kill at once, but from a power cut only that much later.
 //! - Readings lie in *blocks*, numbered from 1, of about [`BLOCK_BYTES`] each. A generation names its machines and sensors itself, in
 //!   rows written in the same batch as the first block that needs them, so that generations are deleted freely.
 //! - Each start begins a new generation: the places of machines in a process mean nothing to the next one.
@@ -8,23 +9,25 @@
 //! - At its budget it takes no more: nothing is acknowledged until the outbox has taken what is due.
 //!
 //! Rows, in the generations of `generations.rs`: `d` machine → its name and its sensors' names; `f` block → its readings. A block: time of
-//! arrival (i64), then for each reading machine, sensor, time (as its distance from the arrival; 0 means that the source gave
-//! none) as variable-length integers, and the value (f64).
+//! arrival, the start of the machine by which it counts (0 where the clock was right), microseconds since that start (i64 each), then for each
+//! reading machine, sensor, time (as its distance from the arrival; 0 means that the source gave none) as variable-length integers, and the
+//! value (f64).
 
 use std::{
     collections::{BTreeMap, HashMap},
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use gemba_shared::{
     ids::{MachineId, SensorId},
-    telemetry::Timestamp,
+    telemetry::{Clock, Timestamp},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    generations::{Found, Generation, GenerationSettings, Generations, StoreError},
+    generations::{Found, Generation, GenerationSettings, Generations, StoreError, disk_free},
     reading::{MachineIx, Now, Reading, Registry, SensorIx},
 };
 
@@ -38,13 +41,18 @@ pub struct JournalSettings {
     pub generations: GenerationSettings,
     /// Room on the disk.
     pub budget_bytes: u64,
+    /// What stays free on the disk; 0 for no limit.
+    pub disk_free_min: u64,
+    /// Syncs are this far apart, and a power cut may take what came since the last one, although it was acknowledged; `None`
+    /// for a sync with each append. Needs [`Journal::trim`] to be called more often.
+    pub sync_every: Option<Duration>,
 }
 
 impl Default for JournalSettings {
     fn default() -> Self {
         // Written at a high rate, read only at the start, and trimmed after seconds.
         let generations = GenerationSettings { generation_bytes: 8 * 1_024 * 1_024, cache_bytes: 1_024 * 1_024 };
-        Self { generations, budget_bytes: 256 * 1_024 * 1_024 }
+        Self { generations, budget_bytes: 256 * 1_024 * 1_024, disk_free_min: 0, sync_every: None }
     }
 }
 
@@ -91,7 +99,9 @@ pub struct Journal {
     spans: BTreeMap<u64, (u64, u64)>,
     /// How many sensors of each machine are named in the newest generation.
     named: Vec<usize>,
-    syncs: u64,
+    /// The newest generation was begun by this process.
+    is_begun: bool,
+    dir: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -108,6 +118,7 @@ impl Journal {
     /// If another process has it open, or the disk fails.
     pub fn open(dir: &Path, settings: JournalSettings) -> Result<(Self, Opened), JournalError> {
         let (mut generations, mut damage) = Generations::open(dir, settings.generations)?;
+        generations.sync_every(settings.sync_every);
         let unreadable: Vec<u64> =
             generations.closed().iter().filter(|(_, g)| g.tail.is_none()).map(|(o, _)| *o).collect();
         for ordinal in unreadable {
@@ -134,15 +145,21 @@ impl Journal {
         if let Some((ordinal, tail)) = generations.newest() {
             saw(Some(ordinal), Some(tail));
         }
-        saw(None, damage.newest_behind.as_deref());
         let mut opened = Opened { is_new: known.is_none(), ..Opened::default() };
         opened.quarantined.extend(damage.quarantined.into_iter().map(|(path, _)| path));
         let (id, next) = match known {
             Some(tail) => (tail.id, tail.next),
             None => (getrandom::u64().map_err(JournalError::Random)?, 1),
         };
-        let mut this = Self { settings, generations, id, next, spans, named: Vec::new(), syncs: 0 };
-        this.roll()?;
+        let (named, dir) = (Vec::new(), dir.to_owned());
+        let mut this = Self { settings, generations, id, next, spans, named, is_begun: false, dir };
+        match this.roll() {
+            // Begun with the first append that the disk takes.
+            Err(JournalError::Store(error)) if error.is_disk() => {
+                tracing::error!(%error, "the journal takes nothing at present");
+            }
+            rolled => rolled?,
+        }
         Ok((this, opened))
     }
 
@@ -171,7 +188,7 @@ impl Journal {
     /// How often it was synced.
     #[must_use]
     pub fn syncs(&self) -> u64 {
-        self.syncs
+        self.generations.syncs()
     }
 
     /// Bytes on the disk.
@@ -194,6 +211,12 @@ impl Journal {
         if readings.is_empty() {
             return Ok(first);
         }
+        if self.settings.disk_free_min > 0 && disk_free(&self.dir)? < self.settings.disk_free_min {
+            return Err(StoreError::DiskFull(self.dir.clone()).into());
+        }
+        if !self.is_begun {
+            self.roll()?;
+        }
         if self.generations.is_full() {
             if self.generations.bytes() >= self.settings.budget_bytes {
                 return Err(JournalError::OverBudget(self.settings.budget_bytes));
@@ -208,7 +231,7 @@ impl Journal {
                 rows.push((block_key(next), std::mem::replace(&mut block, begin_block(now))));
                 next += 1;
             }
-            put_reading(&mut block, reading, now.wall);
+            put_reading(&mut block, reading, now.arrival());
         }
         rows.push((block_key(next), block));
         next += 1;
@@ -216,10 +239,9 @@ impl Journal {
         let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
         let span = (self.spans.get(&newest).map_or(first, |span| span.0), next);
         let tail = encode(&Tail { id: self.id, first: span.0, next })?;
-        self.generations.append(&rows, &tail)?;
+        self.generations.append(&rows, &[], &tail)?;
         self.next = next;
         self.spans.insert(newest, span);
-        self.syncs += 1;
         for reading in readings {
             let ix = reading.machine.0 as usize;
             if ix >= self.named.len() {
@@ -250,9 +272,10 @@ impl Journal {
 
     fn roll(&mut self) -> Result<(), JournalError> {
         let tail = encode(&Tail { id: self.id, first: self.next, next: self.next })?;
-        let ordinal = self.generations.roll(&[], &tail)?;
+        let ordinal = self.generations.roll(&tail, |_, _| Ok::<_, StoreError>(()))?;
         self.spans.insert(ordinal, (self.next, self.next));
         self.named.clear();
+        self.is_begun = true;
         Ok(())
     }
 
@@ -264,7 +287,7 @@ impl Journal {
     pub fn replay(
         &mut self,
         registry: &mut Registry,
-        mut each: impl FnMut(u64, Timestamp, &[Reading], &Registry),
+        mut each: impl FnMut(u64, Now, &[Reading], &Registry),
     ) -> Result<Replayed, JournalError> {
         let mut replayed = Replayed::default();
         let spans: Vec<(u64, (u64, u64))> = self.spans.iter().map(|(ordinal, span)| (*ordinal, *span)).collect();
@@ -275,7 +298,7 @@ impl Journal {
             let scanned = self.generations.scan(ordinal, b"d", |key, found| {
                 if let Some(number) =
                     key.strip_prefix(b"f").and_then(|number| Some(u64::from_be_bytes(*number.first_chunk()?)))
-                    && number < next
+                    && (expected..next).contains(&number)
                 {
                     replayed.blocks_lost += number.saturating_sub(expected);
                     expected = number + 1;
@@ -299,8 +322,9 @@ impl Journal {
                 Err(StoreError::Database { path, reason }) => {
                     tracing::error!(path = %path.display(), reason, "a generation of the journal cannot be read");
                     replayed.blocks_lost += next.saturating_sub(expected);
-                    self.generations.probe()?;
-                    self.generations.quarantine(ordinal)?;
+                    if self.generations.probe().is_ok() {
+                        self.generations.quarantine(ordinal)?;
+                    }
                     self.spans.remove(&ordinal);
                 }
                 Err(error) => return Err(error.into()),
@@ -312,18 +336,19 @@ impl Journal {
         Ok(replayed)
     }
 
-    /// Blocks before this number are needed no more.
+    /// Blocks before this number are needed no more. Also syncs what is due.
     ///
     /// # Errors
     /// If the disk fails.
     pub fn trim(&mut self, needed_from: u64) -> Result<(), JournalError> {
+        self.generations.sync_if_due()?;
         let newest = self.generations.newest().map(|(ordinal, _)| ordinal);
         while let Some((&ordinal, &(_, next))) = self.spans.first_key_value()
             && next <= needed_from
             && Some(ordinal) != newest
         {
             self.spans.remove(&ordinal);
-            self.generations.delete(ordinal)?;
+            self.generations.delete(ordinal);
         }
         Ok(())
     }
@@ -349,10 +374,16 @@ impl Names {
         self.0.insert(place, known);
     }
 
-    /// The block's time of arrival; `None` if it is no block.
-    fn read(&self, block: &[u8], readings: &mut Vec<Reading>, refused: &mut u64) -> Option<Timestamp> {
-        let (arrived, mut rest) = block.split_first_chunk::<8>()?;
-        let arrived = Timestamp(i64::from_le_bytes(*arrived));
+    /// When the block arrived; `None` if it is no block.
+    fn read(&self, block: &[u8], readings: &mut Vec<Reading>, refused: &mut u64) -> Option<Now> {
+        let (head, mut rest) = block.split_first_chunk::<24>()?;
+        let ([at, boot, mono_us], _) = head.as_chunks::<8>() else { return None };
+        let boot = u64::from_le_bytes(*boot);
+        let arrived = Now {
+            wall: Timestamp(i64::from_le_bytes(*at)),
+            mono_us: i64::from_le_bytes(*mono_us),
+            clock: if boot == 0 { Clock::Trusted } else { Clock::SinceBoot { boot } },
+        };
         while !rest.is_empty() {
             let machine = u32::try_from(take_integer(&mut rest)?).ok()?;
             let sensor = usize::try_from(take_integer(&mut rest)?).ok()?;
@@ -364,7 +395,7 @@ impl Names {
             match known.and_then(|(machine, sensors)| Some((*machine, (*sensors.get(sensor)?)?))) {
                 Some((machine, sensor)) => {
                     let value = f64::from_le_bytes(*value);
-                    readings.push(Reading { machine, sensor, at: arrived.plus_us(distance), value });
+                    readings.push(Reading { machine, sensor, at: arrived.arrival().plus_us(distance), value });
                 }
                 None => *refused += 1,
             }
@@ -375,7 +406,10 @@ impl Names {
 
 fn begin_block(now: Now) -> Vec<u8> {
     let mut block = Vec::with_capacity(BLOCK_BYTES);
-    block.extend_from_slice(&now.wall.0.to_le_bytes());
+    let boot = if let Clock::SinceBoot { boot } = now.clock { boot } else { 0 };
+    block.extend_from_slice(&now.arrival().0.to_le_bytes());
+    block.extend_from_slice(&boot.to_le_bytes());
+    block.extend_from_slice(&now.mono_us.to_le_bytes());
     block
 }
 

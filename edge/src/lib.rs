@@ -30,6 +30,7 @@ pub mod backtest;
 pub mod replay;
 pub mod simulate;
 pub mod status;
+pub mod outbox_cli;
 
 pub mod run;
 pub mod reload;

@@ -1,23 +1,35 @@
 //! What the gateway must deliver: records in two lanes, until the cloud has receipted them, and the states of the
 //! machines that made them.
 //!
-//! - [`Outbox::append`] writes records and states in one batch, which is on the disk when it returns.
-//! - Records are numbered from 1 without holes within (epoch, lane). The epoch is drawn at random with a new outbox. A number
-//!   whose record was lost to damage, or was refused by the cloud, is delivered as a [`Gap`].
+//! - [`Outbox::append`] writes records and states as one: both are on the disk when it returns, or neither counts.
+//! - Records are numbered from 1 without holes within (epoch, lane). The epoch is drawn at random with a new outbox, and again when
+//!   numbers or states are in doubt. A number whose record is lost is delivered as a [`Gap`]: the first of a run
+//!   tells how many, those behind it count 0.
 //! - Only [`Outbox::release`], called for a receipt, lets records go. Space comes back by whole generations.
-//! - Over its byte budget it gives the oldest *summaries* up, a generation at a time, and appends a [`Gap`] that says
-//!   so; events of that generation are carried on.
-//! - States, and records while they are a small part, are carried into every new generation; the latest of each (machine, part) is what [`Opened`] holds.
+//! - Over its budget, or where the disk has little room left, it makes *room* (`room.rs`): the oldest summaries that were
+//!   never sent are thinned to coarser intervals; then the oldest are given up; events go last of all.
 //!
-//! Rows, in the generations of `generations.rs`: `r` lane number → record; `s` machine 0 part → state; `k` lane number → a record
-//! carried on from a generation that was given up, or the gap in place of a refused one. The tail is [`Tail`].
+//! | directory | what |
+//! |---|---|
+//! | `generations/` | the records: `r` lane number → a block of records (`blocks.rs`); the tail is [`Tail`] |
+//! | `standing/` | what stands until it is replaced: states, catalogs, what is delivered in a record's place (`standing.rs`) |
+//! | `dead-letters/` | what the cloud refused for good |
+//!
+//! An append goes to `standing` first, as a second version beside the valid one, and then to `generations`; its count there makes
+//! the new versions valid. Inside, numbers go on for ever in each lane; what an epoch calls 1 is its [`Life::base`] and one.
 
+mod blocks;
 mod delivery;
+mod holes;
+pub mod inspection;
 mod recovery;
+mod room;
+mod standing;
+mod thinning;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::{ControlFlow, Range},
+    ops::Range,
     path::PathBuf,
 };
 
@@ -28,25 +40,33 @@ use gemba_shared::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::generations::{Found, GenerationSettings, Generations, StoreError, VALUE_BYTES_MAX};
+use crate::generations::{GenerationSettings, Generations, StoreError};
+use blocks::{Packer, RECORD_BYTES_MAX};
+use standing::Standing;
 
 /// The smallest budget, in generations: the newest, one that is being delivered, and one to give up.
 pub const BUDGET_GENERATIONS_MIN: u64 = 3;
-/// Events carried on from generations that were given up; beyond it the oldest of them go too.
-const CARRIED_MAX: usize = 2_000;
 /// Dead letters kept; beyond it the oldest go.
 const DEAD_LETTERS_MAX: usize = 256;
+/// The number of the first record of a lane, inside. There is room below it for catalogs that an epoch begins with.
+const FIRST: u64 = 1 << 32;
+/// Epochs that wait to be delivered one after the other; more make no new ones.
+const LIVES_MAX: usize = 6;
+/// When all is delivered, a newest generation larger than this is begun anew.
+const IDLE_BYTES: u64 = 4 * 1_024 * 1_024;
 
 #[derive(Debug, Clone, Copy)]
 pub struct OutboxSettings {
     pub generations: GenerationSettings,
     /// Room on the disk; at least [`BUDGET_GENERATIONS_MIN`] generations.
     pub budget_bytes: u64,
+    /// What stays free on the disk; 0 for no limit.
+    pub disk_free_min: u64,
 }
 
 impl Default for OutboxSettings {
     fn default() -> Self {
-        Self { generations: GenerationSettings::default(), budget_bytes: 1_024 * 1_024 * 1_024 }
+        Self { generations: GenerationSettings::default(), budget_bytes: 1_024 * 1_024 * 1_024, disk_free_min: 0 }
     }
 }
 
@@ -64,10 +84,16 @@ pub enum OutboxError {
 }
 
 impl OutboxError {
-    /// Whether the disk is full: nothing was taken, the same may be tried again.
+    /// Whether the disk takes nothing at present: nothing was taken, the same may be tried again.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Store(StoreError::DiskFull(_)))
+        matches!(self, Self::Store(error) if error.is_disk())
+    }
+
+    /// Whether another process has it.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Locked { .. }))
     }
 }
 
@@ -93,17 +119,19 @@ pub struct Opened {
     pub states: Vec<State>,
     /// Generations set aside because they were damaged.
     pub quarantined: Vec<PathBuf>,
-    /// Records of the newest generation that are lost (they will be delivered as gaps).
+    /// Records that are known to be lost (they will be delivered as gaps).
     pub lost_records: u64,
     /// The outbox is new, and so is its epoch.
     pub is_new: bool,
+    /// The latest states are lost, so that new records go under a new epoch: machines must tell their catalogs again.
+    pub states_lost: bool,
 }
 
 /// What waits for a receipt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
     pub records: u64,
-    /// Encoded; the disk holds about 1.7 times as much.
+    /// Encoded, before they are packed for the disk.
     pub bytes: u64,
     /// The time of the oldest record.
     pub oldest_at: Option<Timestamp>,
@@ -116,30 +144,54 @@ pub struct OutboxCounters {
     pub records: u64,
     pub released: u64,
     pub refused: u64,
-    /// Summaries given up for the budget.
+    /// Summaries that went into coarser ones for want of room.
+    pub thinned: u64,
+    /// Summaries given up for want of room.
     pub over_budget: u64,
+    /// Events given up for want of room.
+    pub events_over_budget: u64,
     /// Records found damaged or missing on the disk.
     pub damaged: u64,
     /// Records too large to be stored.
     pub too_large: u64,
+    /// States too large to be stored: what they hold is lost at the next start.
+    pub states_too_large: u64,
 }
 
 #[derive(Debug)]
 pub struct Outbox {
     settings: OutboxSettings,
     generations: Generations,
+    standing: Standing,
     dead_letters: PathBuf,
-    epoch: Epoch,
+    /// How often anything was appended, ever.
+    append: u64,
+    /// The epochs that are delivered one after the other; the first is the present one.
+    lives: Vec<Life>,
     lanes: [LaneState; 2],
-    /// The records of each generation, by lane.
-    spans: BTreeMap<u64, [Span; 2]>,
-    /// Records that lie under `k` in the newest generation.
-    carried: BTreeSet<(Lane, u64)>,
+    /// What each generation holds.
+    contents: BTreeMap<u64, Contents>,
+    /// The numbers up to here may have been sent.
+    sent: [u64; 2],
+    /// The last append failed: what it left is removed with the next.
+    failed: bool,
+    /// Numbers in whose place something else is delivered, which lies in `standing`.
+    replaced: BTreeSet<(Lane, u64)>,
+    /// The run of missing numbers that was last told although its beginning could not be seen.
+    told: [Option<Range<u64>>; 2],
     oldest_at: Option<(Lane, u64, Option<Timestamp>)>,
     counters: OutboxCounters,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// An epoch, and what it counts from in each lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Life {
+    epoch: Epoch,
+    /// The number before the first.
+    base: [u64; 2],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct LaneState {
     /// The oldest that is still held.
     oldest: u64,
@@ -147,10 +199,11 @@ struct LaneState {
     next: u64,
 }
 
-/// A generation's records of one lane: `first..next`.
+/// A generation's records of one lane: `first..next`; those from `filled` on were given up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Span {
     first: u64,
+    filled: u64,
     next: u64,
     bytes: u64,
 }
@@ -161,12 +214,24 @@ impl Span {
     }
 }
 
+/// What a generation holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Contents {
+    spans: [Span; 2],
+    /// How far it was thinned or given up.
+    level: room::Level,
+}
+
 /// Where things stood with the last append to a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Tail {
-    epoch: Epoch,
+    append: u64,
+    lives: Vec<Life>,
     lanes: [LaneState; 2],
-    spans: [Span; 2],
+    sent: [u64; 2],
+    contents: Contents,
+    /// The generations that this one was made of.
+    replaces: Option<(u64, u64)>,
 }
 
 impl Outbox {
@@ -175,28 +240,29 @@ impl Outbox {
         self.settings.budget_bytes = bytes;
     }
 
-    /// The life of this outbox.
+    /// The epoch that is delivered at present. It changes with [`Outbox::renew_epoch`], and, where more than one waits, with
+    /// the [`Outbox::release`] of the last record of the one before.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.life().epoch
     }
 
     /// The oldest number that is held, or that would be next.
     #[must_use]
     pub fn oldest(&self, lane: Lane) -> u64 {
-        self.lanes[index(lane)].oldest
+        self.lanes[index(lane)].oldest - self.life().base[index(lane)]
     }
 
     /// The number of the next record.
     #[must_use]
     pub fn next(&self, lane: Lane) -> u64 {
-        self.lanes[index(lane)].next
+        self.life_end(lane) - self.life().base[index(lane)]
     }
 
     /// Bytes of the databases, what is released and what is empty in them included.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
-        self.generations.bytes()
+        self.generations.bytes() + self.standing.bytes()
     }
 
     #[must_use]
@@ -204,153 +270,139 @@ impl Outbox {
         self.counters
     }
 
+    fn life(&self) -> Life {
+        self.lives.first().copied().unwrap_or(Life { epoch: Epoch(0), base: [FIRST - 1; 2] })
+    }
+
+    /// One past the last number of the present epoch, as it is inside.
+    fn life_end(&self, lane: Lane) -> u64 {
+        let next = self.lanes[index(lane)].next;
+        self.lives.get(1).map_or(next, |life| next.min(life.base[index(lane)] + 1))
+    }
+
     /// Writes records (at the end of their lanes) and states, all or nothing; they are on the disk when this returns.
     ///
     /// # Errors
     /// If the disk fails or is full: then nothing was taken, and the same may be appended again.
     pub fn append(&mut self, write: &Write) -> Result<(), OutboxError> {
-        let mut rows = Vec::with_capacity(write.records.len() + write.states.len());
-        for state in &write.states {
-            rows.push((state_key(&state.machine, state.part), state.bytes.clone()));
-        }
         self.make_room()?;
-        self.append_rows(rows, &write.records)
-    }
-
-    fn append_rows(&mut self, mut rows: Vec<Row>, records: &[(Lane, Record)]) -> Result<(), OutboxError> {
-        if self.generations.is_full() {
+        if self.generations.is_full() || self.generations.newest().is_none() {
             self.roll()?;
         }
         let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
         let mut lanes = self.lanes;
-        let mut spans = self.spans.get(&newest).copied().unwrap_or_else(|| begin_spans(&lanes));
-        for (lane, record) in records {
-            let (state, span) = (&mut lanes[index(*lane)], &mut spans[index(*lane)]);
+        let mut contents = self.contents.get(&newest).copied().unwrap_or_else(|| begin(&lanes));
+        let mut standing = Vec::with_capacity(write.states.len());
+        for state in &write.states {
+            match standing::state_row(state) {
+                Some(row) => standing.push(row),
+                None => {
+                    tracing::error!(machine = %state.machine, part = state.part, bytes = state.bytes.len(), "a state is too large and is not kept");
+                    self.counters.states_too_large += 1;
+                }
+            }
+        }
+        let mut packers = Lane::ALL.map(|lane| Packer::new(lane, lanes[index(lane)].next));
+        for (lane, record) in &write.records {
+            let (state, span) = (&mut lanes[index(*lane)], &mut contents.spans[index(*lane)]);
+            if let (Lane::Summaries, Record::Catalog(catalog)) = (lane, record) {
+                standing.push((standing::catalog_key(&catalog.machine, state.next), encode(record)?));
+            }
             let mut value = encode(record)?;
-            if value.len() > VALUE_BYTES_MAX {
+            if value.len() > RECORD_BYTES_MAX {
                 tracing::error!(lane = lane.as_str(), bytes = value.len(), "a record is too large and is given up");
                 self.counters.too_large += 1;
-                value = encode(&gap(state.next..state.next + 1, GapReason::Refused))?;
+                let number = state.next - self.lives.last().map_or(0, |life| life.base[index(*lane)]);
+                value = encode(&gap(number..number + 1, GapReason::Refused))?;
             }
             span.bytes += value.len() as u64;
-            rows.push((record_key(b'r', *lane, state.next), value));
+            packers[index(*lane)].push(&value);
             state.next += 1;
             span.next = state.next;
+            span.filled = state.next;
         }
-        let tail = encode(&Tail { epoch: self.epoch, lanes, spans })?;
-        self.generations.append(&rows, &tail)?;
-        self.lanes = lanes;
-        self.spans.insert(newest, spans);
+        let rows = packers.into_iter().flat_map(Packer::finish).collect();
+        self.write(standing, rows, lanes, newest, contents)?;
         self.counters.appends += 1;
-        self.counters.records += records.len() as u64;
+        self.counters.records += write.records.len() as u64;
         Ok(())
     }
 
-    /// Begins a new generation with all that must outlive the old one.
-    fn roll(&mut self) -> Result<(), OutboxError> {
-        let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
-        // Most of a full generation is old states: its records go on too while they are few.
-        let spans = self.held(self.spans.get(&newest).copied().unwrap_or_default());
-        let bytes: u64 = spans.iter().map(|span| span.bytes).sum();
-        let goes_on = bytes < self.settings.generations.generation_bytes / 3;
-        let mut rows = Vec::new();
-        let carried = &self.carried;
-        self.generations.scan(newest, b"k", |key, value| {
-            let goes = match parse_record_key(key) {
-                Some((lane, number)) if key.starts_with(b"r") => {
-                    goes_on && spans[index(lane)].numbers().contains(&number)
+    /// Writes to both places, so that it counts in both or in none.
+    fn write(
+        &mut self,
+        standing: Vec<Row>,
+        rows: Vec<Row>,
+        lanes: [LaneState; 2],
+        newest: u64,
+        contents: Contents,
+    ) -> Result<(), OutboxError> {
+        let append = self.append + 1;
+        let stale = if self.failed { self.stale_rows(newest)? } else { Vec::new() };
+        if self.standing.is_full() {
+            let needed = Needed { oldest: self.lanes.map(|lane| lane.oldest), replaced: &self.replaced };
+            self.standing.roll(&needed)?;
+        }
+        self.standing.write(&standing, standing::Tail { append, lives: self.lives.clone(), lanes })?;
+        self.failed = true;
+        let tail = Tail { append, lives: self.lives.clone(), lanes, sent: self.sent, contents, replaces: None };
+        self.generations.append(&rows, &stale, &encode(&tail)?)?;
+        self.failed = false;
+        self.standing.commit(standing.into_iter().map(|(key, _)| key));
+        self.append = append;
+        self.lanes = lanes;
+        self.contents.insert(newest, contents);
+        Ok(())
+    }
+
+    /// Writes where things stand to the newest generation; a failure is made good by the next append.
+    fn note(&mut self) {
+        let Some((newest, _)) = self.generations.newest() else { return };
+        let contents = self.contents.get(&newest).copied().unwrap_or_else(|| begin(&self.lanes));
+        let noted = self.tail(contents).and_then(|tail| Ok(self.generations.append(&[], &[], &tail)?));
+        if let Err(error) = noted {
+            tracing::debug!(%error, "where the outbox stands is not noted");
+        }
+    }
+
+    fn tail(&self, contents: Contents) -> Result<Vec<u8>, OutboxError> {
+        let (lives, lanes, sent) = (self.lives.clone(), self.lanes, self.sent);
+        encode(&Tail { append: self.append, lives, lanes, sent, contents, replaces: None })
+    }
+
+    /// The blocks that a failed append may have left behind the last number.
+    fn stale_rows(&mut self, newest: u64) -> Result<Vec<Vec<u8>>, OutboxError> {
+        let mut stale = Vec::new();
+        for lane in Lane::ALL {
+            let from = blocks::key(lane, self.lanes[index(lane)].next);
+            self.generations.scan(newest, &from, |key, _| {
+                if blocks::parse_key(key).is_none_or(|(l, _)| l != lane) {
+                    return std::ops::ControlFlow::Break(());
                 }
-                Some(at) => carried.contains(&at),
-                None => key.starts_with(b"s"),
-            };
-            if let (true, Found::Intact(value)) = (goes, value) {
-                rows.push((key.to_vec(), value));
-            }
-            ControlFlow::Continue(())
-        })?;
-        self.begin_generation(&rows, if goes_on { spans } else { begin_spans(&self.lanes) })?;
-        if goes_on {
-            self.spans.remove(&newest);
-            self.generations.delete(newest)?;
+                stale.push(key.to_vec());
+                std::ops::ControlFlow::Continue(())
+            })?;
         }
-        self.delete_released()
+        Ok(stale)
     }
 
-    /// What of these records is not released yet.
-    fn held(&self, mut spans: [Span; 2]) -> [Span; 2] {
-        for (span, lane) in spans.iter_mut().zip(&self.lanes) {
-            let all = (span.next - span.first).max(1);
-            span.first = span.first.max(lane.oldest).min(span.next);
-            span.bytes = span.bytes.saturating_mul(span.next - span.first) / all;
-        }
-        spans
-    }
-
-    fn begin_generation(&mut self, rows: &[Row], spans: [Span; 2]) -> Result<(), OutboxError> {
-        let tail = encode(&Tail { epoch: self.epoch, lanes: self.lanes, spans })?;
-        let ordinal = self.generations.roll(rows, &tail)?;
-        self.spans.insert(ordinal, spans);
+    fn roll(&mut self) -> Result<(), OutboxError> {
+        let contents = begin(&self.lanes);
+        let tail = self.tail(contents)?;
+        let ordinal = self.generations.roll(&tail, |_, _| Ok::<_, StoreError>(()))?;
+        self.contents.insert(ordinal, contents);
+        self.delete_released();
         Ok(())
-    }
-
-    /// Gives the oldest summaries up while the outbox is over its budget.
-    fn make_room(&mut self) -> Result<(), OutboxError> {
-        let budget =
-            self.settings.budget_bytes.max(BUDGET_GENERATIONS_MIN * self.settings.generations.generation_bytes);
-        while self.generations.bytes() > budget {
-            let Some(&oldest) = self.generations.closed().keys().next() else { return Ok(()) };
-            self.give_up(oldest)?;
-        }
-        Ok(())
-    }
-
-    fn give_up(&mut self, ordinal: u64) -> Result<(), OutboxError> {
-        let [events, summaries] = self.spans.get(&ordinal).copied().unwrap_or_default();
-        let mut rows = Vec::new();
-        let mut carried = Vec::new();
-        for number in events.first.max(self.oldest(Lane::Events))..events.next {
-            if self.carried.contains(&(Lane::Events, number)) {
-                continue;
-            }
-            for record in self.read(Lane::Events, number, 1, usize::MAX)? {
-                rows.push((record_key(b'k', Lane::Events, number), encode(&record)?));
-                carried.push((Lane::Events, number));
-            }
-        }
-        let lost = summaries.first.max(self.oldest(Lane::Summaries))..summaries.next;
-        let count = lost.end.saturating_sub(lost.start);
-        let records =
-            if count == 0 { Vec::new() } else { vec![(Lane::Summaries, gap(lost.clone(), GapReason::OverBudget))] };
-        let before = self.lanes;
-        if count > 0 {
-            let lane = &mut self.lanes[index(Lane::Summaries)];
-            lane.oldest = lane.oldest.max(lost.end);
-        }
-        if let Err(error) = self.append_rows(rows, &records) {
-            self.lanes = before;
-            return Err(error);
-        }
-        self.carried.extend(carried);
-        self.shed_carried();
-        self.counters.over_budget += count;
-        tracing::warn!(summaries = count, "the outbox is over its budget: the oldest summaries are given up");
-        self.spans.remove(&ordinal);
-        self.generations.delete(ordinal)?;
-        Ok(())
-    }
-
-    /// Beyond the bound the oldest carried events become holes, which are delivered as gaps.
-    fn shed_carried(&mut self) {
-        let events = self.carried.range((Lane::Events, 0)..(Lane::Summaries, 0));
-        let numbers: Vec<(Lane, u64)> = events.copied().collect();
-        for oldest in &numbers[..numbers.len().saturating_sub(CARRIED_MAX)] {
-            self.carried.remove(oldest);
-            tracing::warn!(number = oldest.1, "too many undelivered events: the oldest is given up");
-        }
     }
 }
 
 type Row = (Vec<u8>, Vec<u8>);
+
+/// What of the standing rows is needed on.
+struct Needed<'a> {
+    oldest: [u64; 2],
+    replaced: &'a BTreeSet<(Lane, u64)>,
+}
 
 fn index(lane: Lane) -> usize {
     match lane {
@@ -359,29 +411,9 @@ fn index(lane: Lane) -> usize {
     }
 }
 
-fn begin_spans(lanes: &[LaneState; 2]) -> [Span; 2] {
-    lanes.map(|lane| Span { first: lane.next, next: lane.next, bytes: 0 })
-}
-
-fn record_key(kind: u8, lane: Lane, number: u64) -> Vec<u8> {
-    [&[kind, index(lane) as u8][..], &number.to_be_bytes()].concat()
-}
-
-fn parse_record_key(key: &[u8]) -> Option<(Lane, u64)> {
-    let (&[kind, lane], number) = key.split_first_chunk::<2>()?;
-    let number = u64::from_be_bytes(number.try_into().ok()?);
-    let lane = *Lane::ALL.get(usize::from(lane))?;
-    matches!(kind, b'r' | b'k').then_some((lane, number))
-}
-
-fn state_key(machine: &MachineId, part: u16) -> Vec<u8> {
-    [b"s", machine.as_str().as_bytes(), &[0], &part.to_be_bytes()].concat()
-}
-
-fn parse_state_key(key: &[u8]) -> Option<(MachineId, u16)> {
-    let (name, part) = key.strip_prefix(b"s")?.split_last_chunk::<2>()?;
-    let name = std::str::from_utf8(name.strip_suffix(&[0])?).ok()?;
-    Some((MachineId::new(name).ok()?, u16::from_be_bytes(*part)))
+fn begin(lanes: &[LaneState; 2]) -> Contents {
+    let spans = lanes.map(|lane| Span { first: lane.next, filled: lane.next, next: lane.next, bytes: 0 });
+    Contents { spans, level: room::Level::Whole }
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, OutboxError> {

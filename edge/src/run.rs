@@ -92,7 +92,7 @@ impl Daemon {
     async fn start(config: Config, hangup: Signal) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let begun = Instant::now();
-        let clock = Arc::new(Clock::new(config.clock));
+        let clock = Arc::new(Clock::new(config.clock, config.data_dir.join("clock")));
         let opening = (Arc::clone(&config), Arc::clone(&clock));
         let (outbox, pipeline, models) = spawn_blocking(move || open(&opening.0, &opening.1)).await??;
 
@@ -112,9 +112,10 @@ impl Daemon {
         let (live, live_seen) = watch::channel(Arc::default());
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let (change, changes) = mpsc::channel(1);
-        let (reloads, requests) = mpsc::channel(1);
+        let (daemon_orders, daemon_ordered) = mpsc::channel(ORDERS_MAX);
         let appended = Arc::new(Notify::new());
         let state = Arc::new(LineState::default());
+        state.progress_us.store(clock.now().mono_us, std::sync::atomic::Ordering::Relaxed);
         let vitals = Arc::new(Vitals {
             clock: Arc::clone(&clock),
             line: Arc::clone(&state),
@@ -134,7 +135,6 @@ impl Daemon {
             deliveries: delivered,
             orders: ordered,
             changes,
-            reloads,
             appended: Arc::clone(&appended),
             live,
             state,
@@ -142,11 +142,21 @@ impl Daemon {
         };
         line.spawn(tokio::runtime::Handle::current(), line_ended.clone())?;
 
-        let deliverer = Deliverer { outbox, appended, clock, live: live_seen, orders, vitals: Arc::clone(&vitals) };
+        watching::keep_time(&clock, &rest, &mut tasks);
+        let deliverer = Deliverer {
+            outbox,
+            appended,
+            clock,
+            live: live_seen,
+            orders,
+            daemon_orders,
+            bytes_per_second_max: config.cloud.bytes_per_second_max,
+            vitals: Arc::clone(&vitals),
+        };
         let way = deliverer.start(&config, &rest, &mut tasks);
         serve_http(&config, &vitals, &rest, &mut tasks).await?;
         watching::over(broker, &vitals, &rest, &mut tasks);
-        let reloader = Reloader { config, intake: control, line: change, way, vitals, requests };
+        let reloader = Reloader { config, intake: control, line: change, way, vitals, orders: daemon_ordered };
         let cancel = rest.clone();
         tasks.spawn(async move {
             reloader.run(hangup, cancel).await;
@@ -177,9 +187,13 @@ impl Daemon {
 fn open(config: &Config, clock: &Clock) -> anyhow::Result<(Arc<Mutex<Outbox>>, Pipeline, Vec<report::ModelState>)> {
     let data = &config.data_dir;
     std::fs::create_dir_all(data).with_context(|| format!("cannot make the data directory {}", data.display()))?;
-    let budget = OutboxSettings { budget_bytes: config.outbox_bytes_max, ..OutboxSettings::default() };
+    let settings = OutboxSettings {
+        budget_bytes: config.outbox_bytes_max,
+        disk_free_min: config.disk_free_min,
+        ..OutboxSettings::default()
+    };
     let place = data.join("outbox");
-    let (outbox, opened) = Outbox::open(&place, budget).with_context(|| format!("the outbox {}", place.display()))?;
+    let (outbox, opened) = Outbox::open(&place, settings).with_context(|| format!("the outbox {}", place.display()))?;
     if opened.lost_records > 0 || !opened.quarantined.is_empty() {
         tracing::error!(
             lost_records = opened.lost_records,
@@ -191,8 +205,11 @@ fn open(config: &Config, clock: &Clock) -> anyhow::Result<(Arc<Mutex<Outbox>>, P
     let registry = Registry::new(config.limits.machines_max, config.limits.sensors_max);
     let (settings, models) = settings::pipeline(config);
     let journal = data.join("journal");
-    let pipeline = Pipeline::open(settings, &journal, Arc::clone(&outbox), opened.states, registry, clock.now())
+    let mut pipeline = Pipeline::open(settings, &journal, Arc::clone(&outbox), opened.states, registry, clock.now())
         .with_context(|| format!("the journal {}", journal.display()))?;
+    if opened.states_lost {
+        pipeline.tell_catalogs();
+    }
     Ok((outbox, pipeline, models))
 }
 

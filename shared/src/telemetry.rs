@@ -116,7 +116,14 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Clock {
     Trusted,
+    /// Nobody knew whether the gateway's clock was right; times of arrival are a guess, times of a device are the device's.
     Untrusted,
+    /// Read before the gateway's clock was right, and put right by what was known later.
+    Corrected,
+    /// Times count from the gateway's start of this number. They are made real ones when they are sent: no such record leaves a gateway.
+    SinceBoot {
+        boot: u64,
+    },
 }
 
 /// One machine over one interval.
@@ -236,14 +243,17 @@ pub enum GapReason {
     Damaged,
     /// The cloud refused the record for good; it lies in the dead letters.
     Refused,
+    /// For want of room their summaries went into coarser ones.
+    Thinned,
 }
 
-/// Records `first..=last` of a lane that will never come.
+/// Records `first..=last` of a lane that will never come. A long run is told in pieces: the first number of a piece is this, the
+/// others are gaps of one number that count 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     pub first: u64,
     pub last: u64,
-    /// How many records of the range are gone.
+    /// How many records of the range are gone; 0 where another gap counts them.
     pub count: u64,
     pub reason: GapReason,
 }
@@ -255,4 +265,31 @@ pub enum Record {
     Summary(Summary),
     Event(Event),
     Gap(Gap),
+}
+
+impl Record {
+    /// Tells this record from another in its place: CRC-32C of its encoding. Times by a clock that was not right are left out: a
+    /// gateway puts them right as it sends a record, and may know better the next time.
+    #[must_use]
+    pub fn digest(&self) -> u32 {
+        let mut this = self.clone();
+        match &mut this {
+            Self::Summary(Summary { clock, start, .. }) if *clock != Clock::Trusted => {
+                (*clock, *start) = (Clock::Untrusted, Timestamp(0));
+            }
+            Self::Event(Event { clock, at, kind, .. }) if *clock != Clock::Trusted => {
+                (*clock, *at) = (Clock::Untrusted, Timestamp(0));
+                match kind {
+                    EventKind::AnomalyOpened(a) | EventKind::AnomalyUpdated(a) | EventKind::AnomalyClosed(a) => {
+                        a.opened = Timestamp(0);
+                        a.window = None;
+                    }
+                    EventKind::SensorFault(fault) => fault.since = Timestamp(0),
+                }
+            }
+            _ => {}
+        }
+        // What could not be encoded would never have been sent.
+        postcard::to_stdvec(&this).map_or(0, |bytes| crc32c::crc32c(&bytes))
+    }
 }

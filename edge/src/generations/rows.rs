@@ -3,7 +3,10 @@
 //! A value's rows have its key and one byte more, the number of the part. The first row begins with the number of
 //! parts (u8) and the CRC-32C of key and value (u32, little-endian).
 //!
-//! `tail`: magic, length of the owner's tail (u16), count of appends (u64), the owner's tail, CRC-32C of all before.
+//! The commit row's value: ordinal of the generation (u64), count of appends (u64), whether it was closed from the beginning (u8), the
+//! owner's tail. So that a database or a file in another's place is known for what it is.
+//!
+//! `tail`: magic, length of what follows (u16), the same as in the commit row, CRC-32C of all before.
 
 use std::{
     fs::{self, File},
@@ -18,7 +21,7 @@ use super::{Found, StoreError, TAIL_BYTES_MAX, VALUE_BYTES_MAX};
 /// A longer value is stored in parts of this size.
 const PART_BYTES: usize = 3_800;
 const COMMIT_KEY: &[u8] = &[0];
-const TAIL_MAGIC: &[u8; 4] = b"GGT1";
+const TAIL_MAGIC: &[u8; 4] = b"GGT2";
 
 /// Puts the parts of values together again.
 #[derive(Default)]
@@ -98,41 +101,78 @@ pub(super) fn put(batch: &mut sled::Batch, key: &[u8], value: &[u8]) -> Result<(
     Ok(())
 }
 
+/// Removes a value with all parts that it may have.
+pub(super) fn remove_value(batch: &mut sled::Batch, key: &[u8]) {
+    for part in 0..VALUE_BYTES_MAX.div_ceil(PART_BYTES) {
+        batch.remove([key, &[u8::try_from(part).unwrap_or(u8::MAX)]].concat());
+    }
+}
+
 fn checksum(key: &[u8], value: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(key), value)
 }
 
 /// The row that ends an append.
-pub(super) fn put_commit(batch: &mut sled::Batch, appends: u64, tail: &[u8]) -> Result<(), StoreError> {
-    put(batch, COMMIT_KEY, &[&appends.to_le_bytes()[..], tail].concat())
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Commit {
+    pub(super) ordinal: u64,
+    pub(super) appends: u64,
+    /// Closed from the beginning.
+    pub(super) sealed: bool,
+    /// The owner's.
+    pub(super) tail: Vec<u8>,
 }
 
-pub(super) fn commit_of(db: &sled::Db) -> Option<(u64, Vec<u8>)> {
-    let value = catch_unwind(AssertUnwindSafe(|| db.get([COMMIT_KEY, &[0]].concat()))).ok()?.ok()??;
+impl Commit {
+    fn to_bytes(&self) -> Vec<u8> {
+        let (ordinal, appends) = (self.ordinal.to_le_bytes(), self.appends.to_le_bytes());
+        [&ordinal[..], &appends, &[u8::from(self.sealed)], &self.tail].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (ordinal, rest) = bytes.split_first_chunk()?;
+        let (appends, rest) = rest.split_first_chunk()?;
+        let (sealed, tail) = rest.split_first()?;
+        Some(Self {
+            ordinal: u64::from_le_bytes(*ordinal),
+            appends: u64::from_le_bytes(*appends),
+            sealed: *sealed != 0,
+            tail: tail.to_vec(),
+        })
+    }
+}
+
+pub(super) fn put_commit(batch: &mut sled::Batch, commit: &Commit) -> Result<(), StoreError> {
+    debug_assert!(commit.tail.len() <= TAIL_BYTES_MAX);
+    put(batch, COMMIT_KEY, &commit.to_bytes())
+}
+
+pub(super) fn commit_of(db: &sled::Tree) -> Option<Commit> {
+    let key = [COMMIT_KEY, &[0]].concat();
+    let value = catch_unwind(AssertUnwindSafe(|| db.get(&key))).ok()?.ok()??;
     let mut parts = Parts::default();
-    parts.push(&[COMMIT_KEY, &[0]].concat(), &value);
+    parts.push(&key, &value);
     let Some((_, Found::Intact(value))) = parts.finish() else { return None };
-    let (appends, tail) = value.split_first_chunk::<8>()?;
-    Some((u64::from_le_bytes(*appends), tail.to_vec()))
+    Commit::from_bytes(&value)
 }
 
-/// Writes the count of appends and the owner's tail, in one write: a kill leaves the old one or the new one.
-pub(super) fn write_tail(file: &File, appends: u64, tail: &[u8]) -> io::Result<()> {
-    debug_assert!(tail.len() <= TAIL_BYTES_MAX);
+/// Writes the file `tail` in one write: a kill leaves the old one or the new one.
+pub(super) fn write_tail(file: &File, commit: &Commit) -> io::Result<()> {
+    let written = commit.to_bytes();
     let mut bytes = TAIL_MAGIC.to_vec();
-    bytes.extend_from_slice(&u16::try_from(tail.len()).unwrap_or(0).to_le_bytes());
-    bytes.extend_from_slice(&appends.to_le_bytes());
-    bytes.extend_from_slice(tail);
+    bytes.extend_from_slice(&u16::try_from(written.len()).unwrap_or(0).to_le_bytes());
+    bytes.extend_from_slice(&written);
     bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
     file.write_all_at(&bytes, 0)
 }
 
-pub(super) fn read_tail(path: &Path) -> Option<(u64, Vec<u8>)> {
+/// What the file `tail` of a generation says, if it is that generation's.
+pub(super) fn read_tail(path: &Path, ordinal: u64) -> Option<Commit> {
     let bytes = fs::read(path.join("tail")).ok()?;
     let length = usize::from(u16::from_le_bytes(*bytes.get(4..)?.first_chunk()?));
-    let (written, rest) = bytes.split_at_checked(14 + length)?;
+    let (written, rest) = bytes.split_at_checked(6 + length)?;
     if !written.starts_with(TAIL_MAGIC) || crc32c::crc32c(written).to_le_bytes() != *rest.first_chunk::<4>()? {
         return None;
     }
-    Some((u64::from_le_bytes(*written.get(6..)?.first_chunk()?), written.get(14..)?.to_vec()))
+    Commit::from_bytes(written.get(6..)?).filter(|commit| commit.ordinal == ordinal)
 }

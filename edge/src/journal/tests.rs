@@ -11,7 +11,7 @@ fn now(second: i64) -> Now {
 
 fn small() -> JournalSettings {
     let generations = GenerationSettings { generation_bytes: 1 << 20, cache_bytes: 1 << 20 };
-    JournalSettings { generations, budget_bytes: 4 << 20 }
+    JournalSettings { generations, budget_bytes: 4 << 20, ..JournalSettings::default() }
 }
 
 fn registry() -> Registry {

@@ -1,22 +1,23 @@
 //! The uplink's side of the outbox: reading records, and letting them go.
 
-use std::{
-    fs,
-    ops::{ControlFlow, Range},
-    path::Path,
-};
+use std::{fs, ops::ControlFlow, path::Path};
 
 use gemba_shared::{
     message::{Epoch, Lane, Seq},
-    telemetry::{Gap, GapReason, Record, Timestamp},
+    telemetry::{GapReason, Record, Timestamp},
 };
 
-use super::{Backlog, DEAD_LETTERS_MAX, Outbox, OutboxError, encode, gap, index, parse_record_key, record_key};
+use super::{
+    Backlog, DEAD_LETTERS_MAX, IDLE_BYTES, Life, Outbox, OutboxError, Row, blocks, encode, gap, index, standing,
+};
 use crate::generations::{Found, StoreError};
 
+/// How many numbers beyond those that were read are taken for sent, so that this is noted seldom.
+const SENT_AHEAD: u64 = 16_384;
+
 impl Outbox {
-    /// The records of a lane from number `from` on: at most `records_max`, and of at most `bytes_max` encoded bytes, but at least
-    /// one if there is one. Empty if `from` is older than [`Outbox::oldest`] or there is none yet.
+    /// The records of a lane from number `from` on, to be sent: at most `records_max`, and of at most `bytes_max` encoded bytes,
+    /// but at least one if there is one. Empty if `from` is older than [`Outbox::oldest`] or there is none yet.
     ///
     /// A number whose record is lost gives a gap in its place.
     ///
@@ -29,106 +30,153 @@ impl Outbox {
         records_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<Record>, OutboxError> {
+        let from = from.saturating_add(self.life().base[index(lane)]);
+        let records = self.peek(lane, from, records_max, bytes_max)?;
+        let end = from + records.len() as u64;
+        if end > self.sent[index(lane)] && !records.is_empty() {
+            self.sent[index(lane)] = end + SENT_AHEAD;
+            self.note();
+        }
+        Ok(records)
+    }
+
+    /// The same by the number inside, and not to be sent.
+    pub(super) fn peek(
+        &mut self,
+        lane: Lane,
+        from: u64,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Record>, OutboxError> {
         let mut taken = Taken { records: Vec::new(), records_max, bytes: 0, bytes_max };
-        let end = self.next(lane);
-        let mut number = from;
-        if from < self.oldest(lane) {
+        let end = self.life_end(lane);
+        if from < self.lanes[index(lane)].oldest {
             return Ok(taken.records);
         }
+        let mut number = from;
+        // Whether the number before has a record; unknown before the first.
+        let mut follows = None;
         while number < end && taken.has_room() {
-            let until = match self.holder(lane, number) {
-                Place::Carried(ordinal) => {
-                    let key = record_key(b'k', lane, number);
-                    self.read_rows(ordinal, &key, lane, number..number + 1, &mut taken)?
+            let (found, until) = self.find(lane, number, end, &taken)?;
+            if found.is_empty() {
+                if follows.is_none() && number > self.lanes[index(lane)].oldest {
+                    follows = Some(self.has_record(lane, number - 1)?);
                 }
-                Place::Generation(ordinal, until) => {
-                    let key = record_key(b'r', lane, number);
-                    self.read_rows(ordinal, &key, lane, number..until, &mut taken)?
+                // What was told before it ended where this begins.
+                let follows = if self.is_boundary(lane, number) { Some(true) } else { follows };
+                let room = taken.records_max - taken.records.len();
+                for (record, bytes) in self.tell_missing(lane, number..until, follows, room)? {
+                    if !taken.push(record, bytes) {
+                        return Ok(taken.records);
+                    }
+                    number += 1;
                 }
-                Place::Nowhere => {
-                    taken.push(gap(number..number + 1, GapReason::Damaged), 8);
-                    number + 1
+            }
+            follows = Some(!found.is_empty());
+            for (record, bytes) in found {
+                if !taken.push(record, bytes) {
+                    return Ok(taken.records);
                 }
-            };
-            number = until;
+                number += 1;
+            }
         }
         Ok(taken.records)
     }
 
-    fn holder(&self, lane: Lane, number: u64) -> Place {
-        if self.carried.contains(&(lane, number)) {
-            return self.generations.newest().map_or(Place::Nowhere, |(newest, _)| Place::Carried(newest));
-        }
-        let next_carried = self.carried.range((lane, number)..).next().filter(|(l, _)| *l == lane).map(|(_, n)| *n);
-        self.spans.iter().find(|(_, spans)| spans[index(lane)].numbers().contains(&number)).map_or(
-            Place::Nowhere,
-            |(&ordinal, spans)| {
-                let until = spans[index(lane)].next;
-                Place::Generation(ordinal, next_carried.map_or(until, |carried| until.min(carried)))
-            },
-        )
+    fn is_boundary(&self, lane: Lane, number: u64) -> bool {
+        let mut spans = self.contents.values().map(|contents| contents.spans[index(lane)]);
+        spans.any(|span| !span.numbers().is_empty() && [span.first, span.filled, span.next].contains(&number))
     }
 
-    /// Reads the rows of `numbers` that lie together from `key` on; gives the number that is next.
-    fn read_rows(
+    fn has_record(&mut self, lane: Lane, number: u64) -> Result<bool, OutboxError> {
+        let few = Taken { records: Vec::new(), records_max: 1, bytes: 0, bytes_max: 1 };
+        Ok(!self.find(lane, number, number + 1, &few)?.0.is_empty())
+    }
+
+    /// Consecutive records from this number on, or how far none is there.
+    fn find(&mut self, lane: Lane, number: u64, end: u64, taken: &Taken) -> Result<(Run, u64), OutboxError> {
+        let next_replaced = self.replaced.range((lane, number)..(lane, end)).next().map_or(end, |(_, n)| *n);
+        if next_replaced == number {
+            return Ok((Vec::new(), number + 1));
+        }
+        let spans = self.contents.iter().map(|(ordinal, contents)| (*ordinal, contents.spans[index(lane)]));
+        let (mut holder, mut nearest) = (None, next_replaced);
+        for (ordinal, span) in spans {
+            if span.numbers().contains(&number) {
+                holder = Some((ordinal, span));
+            } else if span.first > number && !span.numbers().is_empty() {
+                nearest = nearest.min(span.first);
+            }
+        }
+        let Some((ordinal, span)) = holder else { return Ok((Vec::new(), nearest)) };
+        let until = span.next.min(next_replaced);
+        if number >= span.filled {
+            return Ok((Vec::new(), until));
+        }
+        self.find_in(ordinal, lane, number, span.filled.min(until), until, taken)
+    }
+
+    fn find_in(
         &mut self,
         ordinal: u64,
-        key: &[u8],
         lane: Lane,
-        numbers: Range<u64>,
-        taken: &mut Taken,
-    ) -> Result<u64, OutboxError> {
-        let mut number = numbers.start;
-        let mut damaged = 0;
-        let kind = key[0];
-        let scanned = self.generations.scan(ordinal, key, |key, found| {
-            let at = parse_record_key(key).filter(|(l, n)| *l == lane && key[0] == kind && numbers.contains(n));
-            let Some((_, at)) = at else { return ControlFlow::Break(()) };
-            while number < at && taken.has_room() {
-                taken.push(gap(number..number + 1, GapReason::Damaged), 8);
-                damaged += 1;
-                number += 1;
-            }
-            if !taken.has_room() {
-                return ControlFlow::Break(());
-            }
-            let record = match found {
-                Found::Intact(value) => postcard::from_bytes(&value).ok().map(|record| (record, value.len())),
-                Found::Damaged => None,
-            };
-            let (record, bytes) = record.unwrap_or_else(|| {
-                damaged += 1;
-                (gap(at..at + 1, GapReason::Damaged), 8)
-            });
-            if taken.push(record, bytes) {
-                number = at + 1;
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
+        number: u64,
+        end: u64,
+        until: u64,
+        taken: &Taken,
+    ) -> Result<(Run, u64), OutboxError> {
+        let mut found = Vec::new();
+        let mut bytes = taken.bytes;
+        // Where the first block behind begins, if none has the number.
+        let mut nearest = until;
+        let scanned = self.floor(ordinal, lane, number).and_then(|from| {
+            self.generations.scan(ordinal, &from, |key, value| {
+                let at = blocks::parse_key(key).filter(|(l, first)| *l == lane && *first < end);
+                let Some((_, first)) = at else { return ControlFlow::Break(()) };
+                let next = number + found.len() as u64;
+                let records = match value {
+                    Found::Intact(block) => blocks::unpack(&block).unwrap_or_default(),
+                    Found::Damaged => Vec::new(),
+                };
+                if first + records.len() as u64 <= next {
+                    return ControlFlow::Continue(());
+                }
+                if first > next {
+                    nearest = first;
+                    return ControlFlow::Break(());
+                }
+                for (record, at) in records.into_iter().zip(first..) {
+                    if (next..end).contains(&at) {
+                        bytes = bytes.saturating_add(record.1);
+                        found.push(record);
+                    }
+                }
+                let is_enough = found.len() + taken.records.len() >= taken.records_max || bytes >= taken.bytes_max;
+                if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
         });
         match scanned {
-            Ok(()) => {}
+            Ok(()) => Ok((found, nearest)),
             Err(StoreError::Database { path, reason }) => {
                 tracing::error!(path = %path.display(), reason, "a generation of the outbox cannot be read");
-                if self.generations.newest().is_some_and(|(newest, _)| newest == ordinal) {
-                    return Err(StoreError::Database { path, reason }.into());
-                }
                 self.generations.probe()?;
+                if self.generations.newest().is_some_and(|(newest, _)| newest == ordinal) {
+                    self.roll()?;
+                }
                 self.generations.quarantine(ordinal)?;
-                self.spans.remove(&ordinal);
-                return Ok(number);
+                self.contents.remove(&ordinal);
+                // Found again as missing.
+                Ok((Vec::new(), until))
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => Err(error.into()),
         }
-        // The rows at the end of the range are gone.
-        while number < numbers.end && taken.has_room() && !taken.is_cut() {
-            taken.push(gap(number..number + 1, GapReason::Damaged), 8);
-            damaged += 1;
-            number += 1;
-        }
-        self.counters.damaged += damaged;
-        Ok(number)
+    }
+
+    /// The key of the block that has this number, if one has it.
+    fn floor(&mut self, ordinal: u64, lane: Lane, number: u64) -> Result<Vec<u8>, StoreError> {
+        let key = blocks::key(lane, number);
+        let floor = self.generations.floor(ordinal, &key)?;
+        Ok(floor.filter(|floor| blocks::parse_key(floor).is_some_and(|(l, _)| l == lane)).unwrap_or(key))
     }
 
     /// The cloud has everything of this lane through this number; gives how many records that lets go. Nothing happens for
@@ -137,46 +185,54 @@ impl Outbox {
     /// # Errors
     /// If the disk fails.
     pub fn release(&mut self, epoch: Epoch, lane: Lane, through: u64) -> Result<u64, OutboxError> {
-        if epoch != self.epoch {
+        if epoch != self.epoch() {
             return Ok(0);
         }
+        let end = self.life_end(lane);
+        let oldest = through.saturating_add(self.life().base[index(lane)]).saturating_add(1).min(end);
         let state = &mut self.lanes[index(lane)];
-        if through >= state.next {
-            tracing::error!(
-                lane = lane.as_str(),
-                through,
-                next = state.next,
-                "the cloud has records of this epoch that this outbox never made: was its disk restored from a copy?"
-            );
-        }
-        let oldest = through.saturating_add(1).min(state.next);
         let released = oldest.saturating_sub(state.oldest);
         if released == 0 {
             return Ok(0);
         }
         state.oldest = oldest;
-        self.carried.retain(|(l, number)| *l != lane || *number >= oldest);
+        self.replaced.retain(|(l, number)| *l != lane || *number >= oldest);
         self.counters.released += released;
-        self.delete_released()?;
+        self.end_life();
+        self.delete_released();
+        let is_idle = self.lanes.iter().all(|lane| lane.oldest == lane.next);
+        if is_idle && self.generations.newest_bytes() > IDLE_BYTES && self.generations.probe().is_ok() {
+            self.roll()?;
+        }
         Ok(released)
     }
 
-    pub(super) fn delete_released(&mut self) -> Result<(), OutboxError> {
-        let released: Vec<u64> = self
-            .generations
-            .closed()
-            .keys()
-            .copied()
-            .filter(|ordinal| {
-                let spans = self.spans.get(ordinal).copied().unwrap_or_default();
-                spans.iter().zip(&self.lanes).all(|(span, lane)| span.first == span.next || span.next <= lane.oldest)
-            })
-            .collect();
-        for ordinal in released {
-            self.spans.remove(&ordinal);
-            self.generations.delete(ordinal)?;
+    /// Goes on to the next epoch when everything of the present one is delivered.
+    fn end_life(&mut self) {
+        let is_over = |next: &Life| self.lanes.iter().zip(next.base).all(|(lane, base)| lane.oldest > base);
+        if self.lives.get(1).is_some_and(is_over) {
+            self.lives.remove(0);
+            self.told = [None, None];
+            self.note();
         }
-        Ok(())
+    }
+
+    pub(super) fn delete_released(&mut self) {
+        let lanes = &self.lanes;
+        let is_released = |ordinal: &u64| {
+            let contents = self.contents.get(ordinal).copied().unwrap_or_default();
+            contents.spans.iter().zip(lanes).all(|(span, lane)| span.first == span.next || span.next <= lane.oldest)
+        };
+        let released: Vec<u64> = self.generations.closed().keys().copied().filter(is_released).collect();
+        if released.is_empty() {
+            return;
+        }
+        // Otherwise a crash now would make it look as if what is deleted were lost.
+        self.note();
+        for ordinal in released {
+            self.contents.remove(&ordinal);
+            self.generations.delete(ordinal);
+        }
     }
 
     /// The cloud will never take this record: it is written to the dead letters, and a gap stands in its place from now on.
@@ -184,21 +240,63 @@ impl Outbox {
     /// # Errors
     /// If the disk fails.
     pub fn refuse(&mut self, seq: Seq, reason: &str) -> Result<(), OutboxError> {
-        let known = seq.epoch == self.epoch && (self.oldest(seq.lane)..self.next(seq.lane)).contains(&seq.number);
-        if !known {
+        let (lane, base) = (seq.lane, self.life().base[index(seq.lane)]);
+        let number = seq.number.saturating_add(base);
+        let known =
+            seq.epoch == self.epoch() && (self.lanes[index(lane)].oldest..self.life_end(lane)).contains(&number);
+        if !known || self.replaced.contains(&(lane, number)) {
             return Ok(());
         }
-        for record in self.read(seq.lane, seq.number, 1, usize::MAX)? {
-            if let Record::Gap(Gap { reason: GapReason::Refused, .. }) = record {
-                return Ok(());
-            }
+        for record in self.peek(lane, number, 1, usize::MAX)? {
             self.bury(seq, &record, reason)?;
         }
         let gap = gap(seq.number..seq.number + 1, GapReason::Refused);
-        self.append_rows(vec![(record_key(b'k', seq.lane, seq.number), encode(&gap)?)], &[])?;
-        self.carried.insert((seq.lane, seq.number));
+        self.replace(vec![(standing::replaced_key(lane, number), encode(&gap)?)])?;
         self.counters.refused += 1;
         Ok(())
+    }
+
+    /// Writes what is delivered in records' places.
+    pub(super) fn replace(&mut self, rows: Vec<Row>) -> Result<(), OutboxError> {
+        let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
+        let contents = self.contents.get(&newest).copied().unwrap_or_else(|| super::begin(&self.lanes));
+        let places: Vec<_> = rows.iter().filter_map(|(key, _)| standing::parse_replaced_key(key)).collect();
+        self.write(rows, Vec::new(), self.lanes, newest, contents)?;
+        self.replaced.extend(places);
+        Ok(())
+    }
+
+    /// Everything that is not receipted goes under a new epoch, behind the machines' latest catalogs: for a cloud that has
+    /// numbers of this epoch which this outbox never gave out, because an old copy of the disk was put back.
+    ///
+    /// What was on its way is delivered again; the cloud knows summaries and anomalies by their machine and time.
+    ///
+    /// # Errors
+    /// If the disk fails: then nothing has changed.
+    pub fn renew_epoch(&mut self) -> Result<Epoch, OutboxError> {
+        let epoch = Epoch(getrandom::u64().map_err(OutboxError::Random)?);
+        let catalogs = self.standing.catalogs()?;
+        let before = (self.lives.clone(), self.lanes);
+        let mut rows = Vec::new();
+        for lane in Lane::ALL {
+            let oldest = &mut self.lanes[index(lane)].oldest;
+            *oldest = oldest.saturating_sub(catalogs.len() as u64).max(1);
+            for (catalog, number) in catalogs.iter().zip(*oldest..) {
+                rows.push((standing::replaced_key(lane, number), encode(catalog)?));
+            }
+        }
+        let base = self.lanes.map(|lane| lane.oldest - 1);
+        match self.lives.first_mut() {
+            Some(life) => *life = Life { epoch, base },
+            None => self.lives.push(Life { epoch, base }),
+        }
+        if let Err(error) = self.replace(rows) {
+            (self.lives, self.lanes) = before;
+            return Err(error);
+        }
+        self.told = [None, None];
+        tracing::warn!(epoch = epoch.0, catalogs = catalogs.len(), "what waits for delivery goes under a new epoch");
+        Ok(epoch)
     }
 
     fn bury(&self, seq: Seq, record: &Record, reason: &str) -> Result<(), OutboxError> {
@@ -214,11 +312,11 @@ impl Outbox {
 
     /// What waits for a receipt.
     pub fn backlog(&mut self) -> Backlog {
-        let records = self.lanes.iter().map(|lane| lane.next - lane.oldest).sum();
+        let records = self.lanes.iter().map(|lane| lane.next.saturating_sub(lane.oldest)).sum();
         let bytes = self
-            .spans
+            .contents
             .values()
-            .flat_map(|spans| spans.iter().zip(&self.lanes))
+            .flat_map(|contents| contents.spans.iter().zip(&self.lanes))
             .map(|(span, lane)| {
                 let held = span.next.saturating_sub(span.first.max(lane.oldest));
                 span.bytes.saturating_mul(held) / (span.next - span.first).max(1)
@@ -228,27 +326,23 @@ impl Outbox {
     }
 
     fn oldest_at(&mut self) -> Option<Timestamp> {
-        let lane = Lane::ALL.into_iter().rev().find(|lane| self.oldest(*lane) < self.next(*lane))?;
-        let oldest = self.oldest(lane);
+        let oldest = |lane: Lane| self.lanes[index(lane)].oldest;
+        let lane = Lane::ALL.into_iter().rev().find(|lane| oldest(*lane) < self.life_end(*lane))?;
+        let oldest = oldest(lane);
         if let Some((l, number, at)) = self.oldest_at
             && (l, number) == (lane, oldest)
         {
             return at;
         }
-        let records = self.read(lane, oldest, 16, 64 * 1_024).unwrap_or_default();
+        let records = self.peek(lane, oldest, 16, 64 * 1_024).unwrap_or_default();
         let at = records.iter().find_map(time_of);
         self.oldest_at = Some((lane, oldest, at));
         at
     }
 }
 
-enum Place {
-    /// Under `k` in this generation.
-    Carried(u64),
-    /// Under `r` in this generation, with the others up to this number.
-    Generation(u64, u64),
-    Nowhere,
-}
+/// Consecutive records with their sizes.
+type Run = Vec<(Record, usize)>;
 
 struct Taken {
     records: Vec<Record>,
@@ -262,19 +356,15 @@ impl Taken {
         self.records.len() < self.records_max && self.bytes < self.bytes_max
     }
 
-    /// False, and not taken, if it is over the limit and not the first.
+    /// False, and not taken, if it is over a limit and not the first.
     fn push(&mut self, record: Record, bytes: usize) -> bool {
-        if !self.records.is_empty() && self.bytes.saturating_add(bytes) > self.bytes_max {
-            self.bytes = self.bytes_max;
+        let is_over = self.bytes.saturating_add(bytes) > self.bytes_max || self.records.len() >= self.records_max;
+        if !self.records.is_empty() && is_over {
             return false;
         }
         self.bytes = self.bytes.saturating_add(bytes);
         self.records.push(record);
         true
-    }
-
-    fn is_cut(&self) -> bool {
-        self.bytes >= self.bytes_max
     }
 }
 

@@ -60,7 +60,11 @@ pub(super) struct Deliverer {
     pub(super) appended: Arc<Notify>,
     pub(super) clock: Arc<Clock>,
     pub(super) live: watch::Receiver<Arc<Vec<LiveMachine>>>,
+    /// To the line.
     pub(super) orders: mpsc::Sender<Order>,
+    /// To the daemon.
+    pub(super) daemon_orders: mpsc::Sender<Order>,
+    pub(super) bytes_per_second_max: Option<u32>,
     pub(super) vitals: Arc<Vitals>,
 }
 
@@ -131,6 +135,8 @@ impl Deliverer {
             clock: Arc::clone(&self.clock),
             live: self.live.clone(),
             orders: self.orders.clone(),
+            daemon_orders: self.daemon_orders.clone(),
+            bytes_per_second_max: self.bytes_per_second_max,
             status: Arc::new(move || status.status()),
             commands_file,
             state: Arc::clone(&self.vitals.uplink),

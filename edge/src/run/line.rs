@@ -14,21 +14,20 @@ use std::{
 };
 
 use gemba_mqtt::delivery::Delivery;
-use gemba_shared::message::{CommandKind, LiveMachine, Outcome};
+use gemba_shared::message::{LiveMachine, Outcome};
 use tokio::{
     runtime::Handle,
-    sync::{Notify, mpsc, mpsc::error::TrySendError, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reload::Request;
 use crate::{
     clock::Clock,
     config::Config,
     ingest::Decoder,
     pipeline::{Pipeline, PipelineCounters, PipelineError, PipelineSettings},
-    reading::{Now, Reading},
+    reading::Reading,
     uplink::Order,
 };
 
@@ -77,8 +76,6 @@ pub(super) struct Line {
     pub(super) deliveries: mpsc::Receiver<Delivery>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) changes: mpsc::Receiver<Change>,
-    /// Where a reload is asked for.
-    pub(super) reloads: mpsc::Sender<Request>,
     /// Woken when something was appended to the outbox.
     pub(super) appended: Arc<Notify>,
     pub(super) live: watch::Sender<Arc<Vec<LiveMachine>>>,
@@ -120,7 +117,7 @@ impl Line {
             }
             if instant >= live_at {
                 live_at = instant + LIVE_EVERY;
-                self.live.send_replace(Arc::new(self.pipeline.live()));
+                self.live.send_replace(Arc::new(self.pipeline.live(self.clock.now())));
             }
             self.state.progress_us.store(self.clock.now().mono_us, Relaxed);
             if ended {
@@ -142,7 +139,7 @@ impl Line {
             }
         }
         // While the disk fails, time stands still for the windows: what waits behind this batch is not late for it.
-        while let Err(error) = self.pipeline.ingest(readings, batch, Now { mono_us: self.clock.now().mono_us, ..now }) {
+        while let Err(error) = self.pipeline.ingest(readings, batch, now, self.clock.now()) {
             self.failed(&error);
             if self.stop.is_cancelled() {
                 return false;
@@ -177,16 +174,16 @@ impl Line {
 
     /// Carries out what the cloud commanded.
     fn obey(&mut self) {
-        while let Ok(Order { kind, answer }) = self.orders.try_recv() {
-            if matches!(kind, CommandKind::Reload) {
-                if let Err(TrySendError::Full(Request(answer)) | TrySendError::Closed(Request(answer))) =
-                    self.reloads.try_send(Request(answer))
-                    && answer.send(Outcome::Failed("the gateway is busy or stopping".into())).is_err()
-                {
-                    tracing::debug!("nobody waits for the command's outcome");
+        while let Ok(order) = self.orders.try_recv() {
+            let (kind, answer) = match order {
+                Order::Command { kind, answer } => (kind, answer),
+                Order::Catalog { machine, answer } => {
+                    if answer.send(self.pipeline.catalog(&machine).cloned()).is_err() {
+                        tracing::debug!("nobody waits for the catalog");
+                    }
+                    continue;
                 }
-                continue;
-            }
+            };
             let outcome = self.pipeline.command(&kind, self.clock.now()).unwrap_or_else(|error| {
                 self.failed(&error);
                 Outcome::Failed("the gateway's disk failed".into())
@@ -258,11 +255,11 @@ mod tests {
 
     /// A line whose journal takes nothing, and where its deliveries go in.
     fn full(dir: &Path, stop: &CancellationToken) -> (Line, mpsc::Sender<Delivery>, Arc<LineState>) {
-        let clock = Arc::new(Clock::new(ClockTrust::Trusted));
+        let clock = Arc::new(Clock::new(ClockTrust::Trusted, dir.join("clock")));
         let (outbox, opened) = Outbox::open(&dir.join("outbox"), OutboxSettings::default()).unwrap();
         let generations = GenerationSettings { generation_bytes: 1, cache_bytes: 1 << 20 };
         let settings = PipelineSettings {
-            journal: JournalSettings { generations, budget_bytes: 0 },
+            journal: JournalSettings { generations, budget_bytes: 0, ..JournalSettings::default() },
             ..PipelineSettings::default()
         };
         let outbox = Arc::new(Mutex::new(outbox));
@@ -279,7 +276,6 @@ mod tests {
             deliveries,
             orders,
             changes: mpsc::channel(1).1,
-            reloads: mpsc::channel(1).0,
             appended: Arc::default(),
             live: watch::channel(Arc::default()).0,
             state: Arc::clone(&state),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{anyhow, bail};
-use gemba_shared::message::Outcome;
+use gemba_shared::message::{CommandKind, Outcome};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::Signal,
@@ -32,14 +32,12 @@ use crate::{
     config::{Config, Merged, merge},
     health::ReloadReport,
     pipeline::PipelineSettings,
+    status,
+    uplink::Order,
 };
 
 /// The line takes a change between two batches; while the disk fails it takes none.
 const LINE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Somebody asks for a reload and waits for what comes of it.
-#[derive(Debug)]
-pub(super) struct Request(pub(super) oneshot::Sender<Outcome>);
 
 /// All that a reload changes.
 pub(super) struct Reloader {
@@ -49,7 +47,8 @@ pub(super) struct Reloader {
     pub(super) line: mpsc::Sender<Change>,
     pub(super) way: watch::Sender<Option<Way>>,
     pub(super) vitals: Arc<Vitals>,
-    pub(super) requests: mpsc::Receiver<Request>,
+    /// What the cloud commands the gateway itself.
+    pub(super) orders: mpsc::Receiver<Order>,
 }
 
 /// A configuration that was read and can be taken.
@@ -65,10 +64,13 @@ impl Reloader {
     /// Takes configurations until `cancel`.
     pub(super) async fn run(mut self, mut hangup: Signal, cancel: CancellationToken) {
         loop {
-            let request = tokio::select! {
+            let answer = tokio::select! {
                 () = cancel.cancelled() => return,
                 Some(()) = hangup.recv() => None,
-                Some(request) = self.requests.recv() => Some(request),
+                Some(order) = self.orders.recv() => match self.obey(order).await {
+                    Some(answer) => Some(answer),
+                    None => continue,
+                },
             };
             if let Ok(now) = NotifyState::monotonic_usec_now() {
                 notify(&[NotifyState::Reloading, now]);
@@ -81,12 +83,25 @@ impl Reloader {
                 Ok(restart) => Outcome::Failed(format!("taken, but a restart is needed: {}", restart.join(", "))),
                 Err(error) => Outcome::Failed(format!("{error:#}")),
             };
-            if let Some(Request(answer)) = request
-                && answer.send(outcome).is_err()
-            {
-                tracing::debug!("nobody waits for what came of the reload");
+            if let Some(answer) = answer {
+                tell(answer, outcome);
             }
         }
+    }
+
+    /// Carries out a command for the gateway itself; who waits for a reload, if it is one.
+    async fn obey(&self, order: Order) -> Option<oneshot::Sender<Outcome>> {
+        let Order::Command { kind, answer } = order else { return None };
+        match kind {
+            CommandKind::Reload => return Some(answer),
+            CommandKind::SendDiagnostics => {
+                let vitals = Arc::clone(&self.vitals);
+                let told = spawn_blocking(move || status::readable(&vitals.report())).await;
+                tell(answer, told.map_or_else(|error| Outcome::Failed(error.to_string()), Outcome::Told));
+            }
+            _ => tell(answer, Outcome::Unknown),
+        }
+        None
     }
 
     /// The keys that wait for a restart.
@@ -136,6 +151,12 @@ impl Reloader {
             Err(_) => None,
         };
         self.vitals.reloaded(refused, restart_needed);
+    }
+}
+
+fn tell(answer: oneshot::Sender<Outcome>, outcome: Outcome) {
+    if answer.send(outcome).is_err() {
+        tracing::debug!("nobody waits for the command's outcome");
     }
 }
 

@@ -12,7 +12,7 @@ use rumqttc::MqttOptions;
 use super::{intake::Intake, line::LineState, reload::Reloads, watching::DISK_PATIENCE_US};
 use crate::{
     clock::Clock,
-    health::{Figure, Report, duration_text},
+    health::{Figure, Kind, Report, duration_text},
     ingest::{Reject, Rejects},
     outbox::{Backlog, Outbox, OutboxCounters},
     pipeline::PipelineCounters,
@@ -124,7 +124,7 @@ impl Vitals {
         Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            uptime_s: self.clock.uptime_s(),
             unhealthy: self.unhealthy(),
             unready: self.unready(),
             facts: self.facts(now.clock, now.mono_us),
@@ -151,7 +151,7 @@ impl Vitals {
         match (delivering.why_not, delivering.gateway) {
             (Some(why), _) => tell("cloud", why.to_owned()),
             (None, gateway) => {
-                tell("cloud", format!("{}: {}", delivering.broker, link_text(self.uplink.link())));
+                tell("cloud", format!("{}: {}", delivering.broker, self.uplink.link().describe()));
                 tell("gateway", gateway.map_or_else(String::new, |gateway| gateway.to_string()));
             }
         }
@@ -166,7 +166,7 @@ impl Vitals {
         tell("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") });
         let clock = match clock {
             Trust::Trusted => "right",
-            Trust::Untrusted => "not known to be right: readings' times are not judged",
+            _ => "not set: what arrives is dated when the time is known",
         };
         tell("clock", clock.to_owned());
         for model in lock(&self.models).iter() {
@@ -216,6 +216,7 @@ impl Vitals {
                 "1 while the cloud is connected and answers",
                 f64::from(u8::from(self.uplink.link() == Link::Connected)),
             ),
+            link_figure(self.uplink.link()),
             Figure::by_reason("rejected", "Messages or values that were not taken", self.rejected()),
             Figure::counter("disk_failures", "Writes that the disk refused", self.line.disk_failures.load(Relaxed)),
         ];
@@ -289,9 +290,9 @@ impl Vitals {
         let (backlog, outbox) = self.outbox();
         Status {
             at: now.wall,
-            clock: now.clock,
+            clock: now.told(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            uptime_s: self.clock.uptime_s(),
             machines: u32::try_from(self.line.machines.load(Relaxed)).unwrap_or(u32::MAX),
             backlog_records: backlog.records,
             backlog_bytes: backlog.bytes,
@@ -318,13 +319,9 @@ fn ago(us: i64) -> String {
     format!("{} ago", duration_text(u64::try_from(us / 1_000_000).unwrap_or(0)))
 }
 
-const fn link_text(link: Link) -> &'static str {
-    match link {
-        Link::Away => "away, trying again",
-        Link::Connected => "connected",
-        Link::Unanswered => "connected, but no receipt comes",
-        Link::ForeignKey => "connected, but what comes is not signed by the cloud that was enrolled",
-    }
+fn link_figure(now: Link) -> Figure {
+    let values = Link::ALL.map(|link| (link.as_str(), u64::from(link == now)));
+    Figure { kind: Kind::Gauge, ..Figure::by_reason("link", "1 for how things stand with the cloud", values) }
 }
 
 fn line_figures(line: &PipelineCounters) -> Vec<Figure> {

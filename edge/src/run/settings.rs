@@ -45,7 +45,12 @@ pub(super) fn pipeline(config: &Config) -> (PipelineSettings, Vec<ModelState>) {
         (machine.id.clone(), Arc::new(settings))
     });
     let machines = machines.collect();
-    let journal = JournalSettings { budget_bytes: config.journal_bytes_max, ..JournalSettings::default() };
+    let journal = JournalSettings {
+        budget_bytes: config.journal_bytes_max,
+        disk_free_min: config.disk_free_min / 2,
+        sync_every: config.sync_interval,
+        ..JournalSettings::default()
+    };
     let skew_future_us = i64::try_from(config.limits.skew_future.as_micros()).unwrap_or(i64::MAX);
     (PipelineSettings { journal, skew_future_us, defaults: Arc::new(defaults), machines }, models.states)
 }

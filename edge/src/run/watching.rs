@@ -12,15 +12,17 @@ use std::{
 use gemba_mqtt::broker::Broker;
 use sd_notify::NotifyState;
 use tokio::{
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{intake::Intake, report::Vitals};
+use crate::clock::Clock;
 
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const WATCHDOG_EVERY: Duration = Duration::from_secs(5);
+const ASK_TIME_EVERY: Duration = Duration::from_secs(5);
 /// How long the disk may refuse everything, in microseconds.
 pub(super) const DISK_PATIENCE_US: i64 = 600_000_000;
 
@@ -68,4 +70,24 @@ pub(super) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "the service manager was not told");
     }
+}
+
+/// Asks whether the clock is right.
+pub(super) fn keep_time(clock: &Arc<Clock>, cancel: &CancellationToken, tasks: &mut JoinSet<&'static str>) {
+    let (clock, cancel) = (Arc::clone(clock), cancel.clone());
+    tasks.spawn(async move {
+        let mut again = interval(ASK_TIME_EVERY);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                _ = again.tick() => {
+                    let clock = Arc::clone(&clock);
+                    if spawn_blocking(move || clock.ask()).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        "the clock"
+    });
 }

@@ -4,7 +4,9 @@
 #![allow(unreachable_pub, reason = "its modules are parts of one program")]
 
 mod certificates;
+mod chaos;
 mod check;
+mod clock;
 mod configuration;
 mod daemon;
 mod delivery;
@@ -14,6 +16,8 @@ mod gateway;
 mod ledger;
 mod mosquitto;
 mod plant;
+mod powercut;
+mod process;
 mod proxy;
 mod reload;
 mod service;
