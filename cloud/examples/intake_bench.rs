@@ -219,7 +219,7 @@ fn flush(gateway: &mut Gateway, records: &mut Vec<Record>, number: &mut u64) -> 
     }
     let seq = Seq { epoch: Epoch(9), lane: Lane::Summaries, number: *number };
     *number += records.len() as u64;
-    let batch = Batch { seq, oldest: 1, records: std::mem::take(records) };
+    let batch = Batch { seq, oldest: 1, before: None, records: std::mem::take(records) };
     let frame = frame::seal(&Uplink::Batch(batch), gateway.id, &gateway.key)?;
     let topic = topic::up(gateway.id, Channel::Lane(Lane::Summaries)).into_bytes().into();
     gateway.frames.push(Publish { topic, payload: frame.into(), retain: false, dup: false });

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod alarms;
 pub mod anomalies;
+pub mod commands;
 pub mod document;
 pub mod enroll;
 pub mod extract;
@@ -149,6 +150,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(session::change_password))
         .routes(routes!(session::me))
         .routes(routes!(gateways::list))
+        .routes(routes!(commands::list, commands::give))
         .routes(routes!(machines::list))
         .routes(routes!(machines::one, machines::label))
         .routes(routes!(machines::label_sensor))

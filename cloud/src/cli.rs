@@ -2,9 +2,12 @@
 //! goes to standard error.
 
 use std::{
+    ffi::CString,
     fmt::Write as _,
+    fs,
     io::{IsTerminal as _, Write as _},
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -124,6 +127,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    if !matches!(cli.command, Command::Serve)
+        && let Err(error) = become_owner(&config.data_dir)
+    {
+        return done(Err(error));
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return done(Err(error.into())),
@@ -134,6 +142,20 @@ pub fn main() -> ExitCode {
             command => with_database(command, config).await,
         }
     }))
+}
+
+/// What root does in a data directory is done as the daemon's user, who could not use it otherwise. Nothing else runs yet.
+fn become_owner(data_dir: &Path) -> anyhow::Result<()> {
+    use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
+    let Ok(found) = fs::metadata(data_dir) else { return Ok(()) };
+    if !geteuid().is_root() || found.uid() == 0 {
+        return Ok(());
+    }
+    let user = User::from_uid(found.uid().into())?
+        .with_context(|| format!("{} belongs to a user that is unknown here", data_dir.display()))?;
+    let name = CString::new(user.name.as_str())?;
+    initgroups(&name, user.gid).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid))?;
+    Ok(())
 }
 
 fn done(result: anyhow::Result<()>) -> ExitCode {

@@ -22,6 +22,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub database_url: Option<DatabaseUrl>,
     pub database_connections_max: usize,
+    /// PEM; whom the database's certificate must be of, instead of the system's authorities (with `sslmode=require`).
+    pub database_ca_file: Option<PathBuf>,
     pub http: Http,
     pub mqtt: Mqtt,
     pub alarms: Alarms,
@@ -30,9 +32,10 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            data_dir: "/var/lib/gemba-cloud".into(),
+            data_dir: "/var/lib/gemba/cloud".into(),
             database_url: None,
             database_connections_max: 16,
+            database_ca_file: None,
             http: Http::default(),
             mqtt: Mqtt::default(),
             alarms: Alarms::default(),
@@ -301,6 +304,7 @@ impl Config {
             &mut self.mqtt.key_file,
             &mut self.mqtt.password_file,
             &mut self.mqtt.ca_file,
+            &mut self.database_ca_file,
         ];
         for path in paths.into_iter().flatten().chain(std::iter::once(&mut self.data_dir)) {
             *path = base.join(&path);

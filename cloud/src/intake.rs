@@ -16,7 +16,7 @@ use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     frame,
     ids::GatewayId,
-    message::{Batch, Downlink},
+    message::{Batch, Catalogs, Downlink},
     topic,
 };
 use jiff::SignedDuration;
@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::{live::Changes, metrics::Metrics, store::Store};
 
-pub mod lane;
+pub mod commands;
 pub mod open;
 pub mod presence;
 pub mod write;
@@ -68,18 +68,20 @@ pub struct Answer {
     pub frame: Vec<u8>,
 }
 
-/// A batch that its gateway signed with `key`.
+/// What a gateway signed with `key`.
 #[derive(Debug, Clone)]
-pub struct Incoming {
+pub struct Incoming<T> {
     pub gateway: Uuid,
     pub key: [u8; 32],
-    pub batch: Batch,
+    pub content: T,
 }
 
 /// What one transaction is to take.
 #[derive(Debug, Default)]
 pub struct Group {
-    pub batches: Vec<Incoming>,
+    pub batches: Vec<Incoming<Batch>>,
+    /// Catalogs that were asked for.
+    pub catalogs: Vec<Incoming<Catalogs>>,
     /// Acknowledged when the batches are settled.
     pub deliveries: Vec<Delivery>,
 }
@@ -125,6 +127,7 @@ impl Intake {
         let mut stages = JoinSet::new();
         stages.spawn(open::run(self.clone(), presence.clone(), deliveries, groups, cancel.clone()));
         stages.spawn(write::run(self.clone(), taken, cancel.clone()));
+        let commands = tokio::spawn(commands::run(self.clone(), cancel.clone()));
         let watch = tokio::spawn(presence::run(self, presence, cancel.clone()));
         while let Some(ended) = stages.join_next().await {
             if let Err(error) = ended {
@@ -139,8 +142,10 @@ impl Intake {
             }
         }
         cancel.cancel();
-        if let Err(error) = watch.await {
-            tracing::error!(%error, "the watch over gateways ended badly");
+        for task in [watch, commands] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the watch over gateways ended badly");
+            }
         }
     }
 

@@ -32,6 +32,10 @@ pub struct Metrics {
     pub records_again: Counter,
     /// Batches that were not taken since something before them is missing.
     pub batches_early: Counter,
+    /// Batches of a gateway that has other records than are stored under their numbers.
+    pub batches_diverged: Counter,
+    /// Records that wait until their machine's catalog is sent.
+    pub catalogs_wanted: Counter,
     pub gaps: Counter,
     /// Answers to gateways that could not be sent on at once.
     pub answers_dropped: Counter,
@@ -64,6 +68,8 @@ impl Default for Metrics {
             records_refused: Family::default(),
             records_again: Counter::default(),
             batches_early: Counter::default(),
+            batches_diverged: Counter::default(),
+            catalogs_wanted: Counter::default(),
             gaps: Counter::default(),
             answers_dropped: Counter::default(),
             transactions: Counter::default(),
@@ -91,6 +97,12 @@ impl Metrics {
         r.register("records_refused", "Records refused for good, by reason", self.records_refused.clone());
         r.register("records_again", "Records that came again", self.records_again.clone());
         r.register("batches_early", "Batches before which something is missing", self.batches_early.clone());
+        r.register(
+            "batches_diverged",
+            "Batches of gateways that have other records than are stored",
+            self.batches_diverged.clone(),
+        );
+        r.register("catalogs_wanted", "Times that a catalog was asked for", self.catalogs_wanted.clone());
         r.register("gaps", "Ranges of records that will never come", self.gaps.clone());
         r.register("answers_dropped", "Answers to gateways that were not sent", self.answers_dropped.clone());
         r.register("transactions", "Transactions of intake", self.transactions.clone());

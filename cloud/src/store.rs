@@ -10,6 +10,7 @@ pub mod alarms_read;
 pub mod anomalies;
 pub mod anomalies_read;
 pub mod catalog;
+pub mod commands;
 pub mod enrolment;
 pub mod gateways;
 pub mod gateways_read;
@@ -20,6 +21,7 @@ pub mod pool;
 pub mod series;
 pub mod states;
 pub mod summaries;
+mod tls;
 pub mod users;
 mod words;
 

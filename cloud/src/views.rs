@@ -87,6 +87,52 @@ pub struct Gateway {
     pub machines: i64,
 }
 
+/// What a gateway can be told to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandWord {
+    /// Learn anew what is normal.
+    Recalibrate,
+    /// What the detector sees now is normal from now on.
+    AcceptNewNormal,
+    /// Whether an anomaly was one.
+    LabelAnomaly,
+    /// Do not judge this machine until it is put back.
+    OutOfService,
+    /// Read the configuration anew.
+    Reload,
+    SendDiagnostics,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandState {
+    /// The gateway did not answer yet; it may be away.
+    Waiting,
+    Done,
+    Failed,
+    Expired,
+    /// This version of the gateway does not know the command.
+    Unknown,
+}
+
+/// What somebody told a gateway to do, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct GatewayCommand {
+    /// Counts up for each gateway.
+    pub number: i64,
+    pub kind: CommandWord,
+    /// The gateway's name for the machine that it is about.
+    pub machine: Option<String>,
+    pub created_at: Timestamp,
+    pub created_by: String,
+    pub expires_at: Timestamp,
+    pub state: CommandState,
+    pub answered_at: Option<Timestamp>,
+    /// What went wrong, or what was asked for.
+    pub result: Option<String>,
+}
+
 /// How much of an anomaly a sensor explains; the shares of an anomaly sum to one.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Share {

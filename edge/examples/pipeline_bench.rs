@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
             let value = 20.0 + noise as f64 / 100.0;
             readings.push(Reading { machine: *machine, sensor: *sensor, at: at.wall.plus_us(-n), value });
         }
-        pipeline.ingest(&readings, &mut Vec::new(), at)?;
+        pipeline.ingest(&readings, &mut Vec::new(), at, at)?;
         pipeline.tick(at)?;
         count += readings.len();
         if offline {

@@ -210,7 +210,7 @@ impl Machine {
         self.mono_us = self.mono_us.max(row.at.0);
         for (sensor, value) in (0..).zip(&row.values) {
             if let Some(value) = value {
-                self.window.push(SensorIx(sensor), row.at, *value, false, self.mono_us);
+                self.window.push(SensorIx(sensor), row.at, *value, false, self.mono_us, 0);
             }
         }
         self.advance()

@@ -1,7 +1,10 @@
 //! The command line, and what the program's end tells: 0, 1 for a failure, 78 (`EX_CONFIG`) for a configuration.
 
 use std::{
+    ffi::CString,
+    fs,
     io::{self, BufRead as _, IsTerminal as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -14,11 +17,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     backtest::{self, BacktestArgs},
-    clock,
+    check, clock,
     config::{Config, Refused},
-    enroll,
+    diag, enroll,
     outbox_cli::{self, OutboxCommand},
-    passwords,
+    passwords, reload,
     replay::{self, ReplayArgs},
     run,
     simulate::{self, SimulateArgs},
@@ -27,7 +30,7 @@ use crate::{
 
 /// `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
-const CONFIG_DEFAULT: &str = "/etc/gemba-edge/edge.toml";
+const CONFIG_DEFAULT: &str = "/etc/gemba/edge.toml";
 
 /// Watches machines on a factory gateway, and delivers what it sees to Gemba's cloud
 #[derive(Debug, Parser)]
@@ -56,6 +59,17 @@ enum Command {
         config: ConfigArg,
         /// The same as --config
         file: Option<PathBuf>,
+        /// Looks for what it needs as well: brokers, files, disk, clock, ports
+        #[arg(long)]
+        live: bool,
+    },
+    /// Has the running daemon take its configuration file anew
+    Reload {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// The daemon's process, where it is known
+        #[arg(long)]
+        pid: Option<u32>,
     },
     /// Makes this gateway known to a cloud
     Enroll {
@@ -77,6 +91,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Gathers what support needs to see, without secrets, in one file
+    Diag {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Where to; without it a file here, named by the time
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Looks into what waits for the cloud, while the daemon does not run
     Outbox {
         #[command(flatten)]
@@ -94,7 +116,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct ConfigArg {
-    /// The configuration file; without it /etc/gemba-edge/edge.toml where there is one, else the defaults
+    /// The configuration file; without it /etc/gemba/edge.toml where there is one, else the defaults
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -134,13 +156,22 @@ pub fn main() -> ExitCode {
 fn carry_out(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(config) => runtime()?.block_on(run::run(config.load()?)),
-        Command::Check { config, file } => {
-            let config = ConfigArg { config: file.or(config.config) };
-            config.load()?;
+        Command::Check { config, file, live } => {
+            let config = ConfigArg { config: file.or(config.config) }.load()?;
+            if live {
+                become_owner(&config.data_dir)?;
+                return check::live(&config);
+            }
             writeln!(io::stdout().lock(), "the configuration is right")?;
             Ok(())
         }
-        Command::Enroll { config, token, force } => enroll::enroll(&config.load()?, &token, force),
+        Command::Enroll { config, token, force } => {
+            let config = config.load()?;
+            become_owner(&config.data_dir)?;
+            enroll::enroll(&config, &token, force)
+        }
+        Command::Reload { config, pid } => reload::reload(&config.load()?, pid),
+        Command::Diag { config, output } => diag::diag(&config.load(), output.as_deref()),
         Command::Passwd => passwd(),
         Command::Status { config, json } => status::status(config.load()?.http, json),
         Command::Outbox { config, command } => outbox_cli::run(&command, &config.load()?),
@@ -175,6 +206,20 @@ fn until_interrupted<F: Future<Output = anyhow::Result<()>>>(
         cancel.cancel();
         command.await
     })
+}
+
+/// What root does in a data directory is done as the daemon's user, who could not read it otherwise.
+fn become_owner(data_dir: &Path) -> anyhow::Result<()> {
+    use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
+    let Ok(found) = fs::metadata(data_dir) else { return Ok(()) };
+    if !geteuid().is_root() || found.uid() == 0 {
+        return Ok(());
+    }
+    let user = User::from_uid(found.uid().into())?
+        .with_context(|| format!("{} belongs to a user that is unknown here", data_dir.display()))?;
+    let name = CString::new(user.name.as_str())?;
+    initgroups(&name, user.gid).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid))?;
+    Ok(())
 }
 
 fn passwd() -> anyhow::Result<()> {

@@ -20,12 +20,14 @@ use gemba_shared::{
 use toml::de::DeTable;
 
 mod broker;
+mod merge;
 mod pattern;
 mod plant;
 mod reader;
 mod values;
 
 pub use broker::{Device, External, GateSettings, Mqtt, Proof, Tls};
+pub use merge::{Merged, merge};
 pub use pattern::{Captures, Pattern};
 pub use plant::{Format, Json, Machine, ModeRule, Names, Periods, Source, TimeFormat};
 pub use reader::Fault;
@@ -40,6 +42,8 @@ const DAY: Duration = Duration::from_hours(24);
 /// Everything that the daemon is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// The file that it was read from.
+    pub file: Option<PathBuf>,
     /// Where relative paths begin.
     pub folder: PathBuf,
     pub data_dir: PathBuf,
@@ -70,6 +74,8 @@ pub enum ClockTrust {
     Auto,
     /// The user's: it always is.
     Trusted,
+    /// The cloud's alone: this machine's clock is never set.
+    Cloud,
 }
 
 /// What the gateway takes in.
@@ -93,6 +99,8 @@ pub struct Cloud {
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
+    /// What may be sent in the long run, headers included; `None` where bytes cost nothing.
+    pub bytes_per_second_max: Option<u32>,
 }
 
 /// Why a configuration was not taken. Its text has a line for every fault.
@@ -140,7 +148,8 @@ impl Config {
         }
         let text = fs::read_to_string(file).map_err(|error| unread(format!("it cannot be read: {error}")))?;
         let folder = file.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, folder).map_err(refused)
+        let config = Self::parse(&text, folder).map_err(refused)?;
+        Ok(Self { file: Some(file.to_owned()), ..config })
     }
 
     /// Checks a text whose relative paths are relative to `folder`. Touches no file.
@@ -182,8 +191,8 @@ impl Config {
 fn read(mut root: Section<'_>, folder: &Path) -> Config {
     let in_folder = |path: PathBuf| folder.join(path);
     let mut gateway = root.section("gateway");
-    let data_dir = gateway.path("data_dir").map_or_else(|| PathBuf::from("/var/lib/gemba-edge"), in_folder);
-    let trust = [("auto", ClockTrust::Auto), ("trusted", ClockTrust::Trusted)];
+    let data_dir = gateway.path("data_dir").map_or_else(|| PathBuf::from("/var/lib/gemba/edge"), in_folder);
+    let trust = [("auto", ClockTrust::Auto), ("trusted", ClockTrust::Trusted), ("cloud", ClockTrust::Cloud)];
     let clock = gateway.choice("clock", &trust, ClockTrust::Auto);
     gateway.finish();
 
@@ -204,6 +213,7 @@ fn read(mut root: Section<'_>, folder: &Path) -> Config {
     let journal_bytes_max = budget(root.section("journal"), 256 << 20);
     root.finish();
     Config {
+        file: None,
         folder: folder.to_owned(),
         data_dir,
         clock,
@@ -244,6 +254,9 @@ fn cloud(mut section: Section<'_>, folder: &Path) -> Cloud {
         username: section.text("username").map(str::to_owned),
         password_file: section.path("password_file").map(|path| folder.join(path)),
         ca_file: section.path("ca_file").map(|path| folder.join(path)),
+        bytes_per_second_max: u32::try_from(section.bytes("bytes_per_second_max", 0, 256..=1 << 30))
+            .ok()
+            .filter(|rate| *rate > 0),
     };
     if cloud.password_file.is_some() && cloud.username.is_none() {
         section.fault("password_file", "a password needs a `username` beside it");

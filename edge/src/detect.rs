@@ -148,6 +148,27 @@ impl Detector {
         self.start_calibration();
     }
 
+    /// Time is counted anew from here on: what counts by the old is closed, and what was learnt stays.
+    pub fn change_time(&mut self, events: &mut Vec<EventKind>) {
+        if let Some(score) = self.core.alarm.close() {
+            events.push(EventKind::AnomalyClosed(self.anomaly_without_judgement(score)));
+        }
+        self.core.faults.close(events);
+        self.core.last_step = None;
+        self.history.clear();
+    }
+
+    /// Judges by other settings from now on. Where another model is to judge, or the steps are others, what was learnt is of no use:
+    /// calibration begins anew, and an open anomaly is closed.
+    pub fn reconfigure(&mut self, settings: DetectSettings, step_us: i64, at: Timestamp, events: &mut Vec<EventKind>) {
+        let name = |settings: &DetectSettings| settings.model.as_ref().map(ToString::to_string);
+        if step_us != self.step_us || name(&settings) != name(&self.settings) {
+            self.recalibrate(at, events);
+            self.history.clear();
+        }
+        (self.settings, self.step_us) = (settings, step_us);
+    }
+
     fn start_calibration(&mut self) {
         self.learnt = None;
         self.rows = Rows::default();

@@ -5,8 +5,9 @@
 //! once wait for nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -57,6 +58,32 @@ pub fn authenticate(devices: &[Device]) -> anyhow::Result<Authenticate> {
     }))
 }
 
+/// By name: of what each device is known by and may do. `authority` is what signs the devices' certificates.
+///
+/// # Errors
+/// If a password file cannot be read.
+pub fn fingerprints(devices: &[Device], authority: &[u8]) -> anyhow::Result<BTreeMap<String, [u8; 32]>> {
+    let of = |device: &Device| -> anyhow::Result<[u8; 32]> {
+        let mut digest = Sha256::new();
+        digest.update(format!("{:?} {:?} {:?}", device.proof, device.publish, device.subscribe));
+        match &device.proof {
+            Proof::PasswordHash(hash) => digest.update(hash),
+            Proof::PasswordFile(file) => digest.update(password_in(file, device)?),
+            Proof::Certificate(certificate) => digest.update([&certificate[..], authority].concat()),
+            Proof::CommonName(name) => digest.update([name.as_bytes(), &b"\0"[..], authority].concat()),
+            Proof::Anonymous => {}
+        }
+        Ok(digest.finalize().into())
+    };
+    devices.iter().map(|device| Ok((device.name.clone(), of(device)?))).collect()
+}
+
+fn password_in(file: &Path, device: &Device) -> anyhow::Result<String> {
+    let text = fs::read_to_string(file)
+        .with_context(|| format!("the password file {} of device {}", file.display(), device.name))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
 impl Devices {
     fn new(configured: &[Device]) -> anyhow::Result<Self> {
         let mut devices = Self {
@@ -85,9 +112,7 @@ impl Devices {
                     devices.by_name.insert(device.name.clone(), (Secret::Hash(phc.clone()), grant));
                 }
                 Proof::PasswordFile(file) => {
-                    let text = fs::read_to_string(file)
-                        .with_context(|| format!("the password file {} of device {}", file.display(), device.name))?;
-                    let digest = sha256(text.trim_end_matches(['\r', '\n']).as_bytes());
+                    let digest = sha256(password_in(file, device)?.as_bytes());
                     devices.by_name.insert(device.name.clone(), (Secret::Digest(digest), grant));
                 }
             }

@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     pub version: String,
+    #[serde(default)]
+    pub pid: u32,
     pub uptime_s: u64,
     /// What keeps the daemon from being healthy: a person or a restart is needed.
     pub unhealthy: Vec<String>,
@@ -32,6 +34,21 @@ pub struct Report {
     /// In a sentence each: the cloud, the clock, the listeners, the models.
     pub facts: Vec<(String, String)>,
     pub figures: Vec<Figure>,
+    #[serde(default)]
+    pub reload: ReloadReport,
+}
+
+/// What became of the latest new configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Reloads since the start.
+    pub count: u64,
+    /// Since the latest.
+    pub ago_s: Option<u64>,
+    /// Why the latest was not taken.
+    pub refused: Option<String>,
+    /// Keys whose new values wait for a restart.
+    pub restart_needed: Vec<String>,
 }
 
 /// A counter or a gauge.
@@ -66,6 +83,17 @@ impl Figure {
     pub fn by_reason(name: &str, help: &str, values: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
         let values = values.into_iter().map(|(reason, count)| (Some(reason.to_owned()), count as f64)).collect();
         Self { name: name.into(), help: help.into(), kind: Kind::Counter, values }
+    }
+}
+
+/// A length of time as people read it, in its two largest units.
+#[must_use]
+pub fn duration_text(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours) {
+        (0, 0) => format!("{minutes} min {} s", seconds % 60),
+        (0, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
     }
 }
 

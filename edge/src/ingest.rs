@@ -85,6 +85,13 @@ impl Decoder {
         }
     }
 
+    /// Reads by other sources and limits from now on; counters and what the registry knows stay.
+    pub fn reconfigure(&mut self, config: &Config) {
+        self.sources.clone_from(&config.sources);
+        self.limits.clone_from(&config.limits);
+        self.topics.clear();
+    }
+
     /// What was rejected since the start, by reason.
     #[must_use]
     pub fn rejects(&self) -> Arc<Rejects> {
@@ -136,13 +143,15 @@ impl Decoder {
             let value = payload::number(&publish.payload)?;
             let topic = self.take_in(route, &publish.topic, registry)?;
             let sensor = topic.sensor.ok_or(Reject::NoValue)?;
-            out.push(Reading { machine: topic.machine, sensor, at: now.wall, value });
+            out.push(Reading { machine: topic.machine, sensor, at: now.arrival(), value });
             return Ok(());
         };
         self.values.clear();
         let document = payload::Document::parse(&publish.payload)?;
-        let at = document.time(json)?.unwrap_or(now.wall);
-        judge_time(at, now, &self.limits)?;
+        let at = match document.time(json)? {
+            Some(at) => judge_time(at, now, &self.limits)?,
+            None => now.arrival(),
+        };
         if json.values.is_none() {
             let value = document.value(json)?;
             let topic = self.take_in(route, &publish.topic, registry)?;
@@ -237,13 +246,13 @@ fn full(full: RegistryFull) -> Reject {
 }
 
 /// A time is only judged against a clock that is known to be right.
-fn judge_time(at: Timestamp, now: Now, limits: &Limits) -> Result<(), Reject> {
+fn judge_time(at: Timestamp, now: Now, limits: &Limits) -> Result<Timestamp, Reject> {
     let us = |duration: std::time::Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     let ahead_us = at.us_since(now.wall);
     match now.clock {
         Clock::Trusted if ahead_us > us(limits.skew_future) => Err(Reject::InFuture),
         Clock::Trusted if ahead_us < -us(limits.past_max) => Err(Reject::TooOld),
-        Clock::Trusted | Clock::Untrusted => Ok(()),
+        _ => Ok(at),
     }
 }
 

@@ -9,8 +9,9 @@
 //! - At its budget it takes no more: nothing is acknowledged until the outbox has taken what is due.
 //!
 //! Rows, in the generations of `generations.rs`: `d` machine → its name and its sensors' names; `f` block → its readings. A block: time of
-//! arrival (i64), then for each reading machine, sensor, time (as its distance from the arrival; 0 means that the source gave
-//! none) as variable-length integers, and the value (f64).
+//! arrival, the start of the machine by which it counts (0 where the clock was right), microseconds since that start (i64 each), then for each
+//! reading machine, sensor, time (as its distance from the arrival; 0 means that the source gave none) as variable-length integers, and the
+//! value (f64).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,7 +22,7 @@ use std::{
 
 use gemba_shared::{
     ids::{MachineId, SensorId},
-    telemetry::Timestamp,
+    telemetry::{Clock, Timestamp},
 };
 use serde::{Deserialize, Serialize};
 
@@ -196,6 +197,11 @@ impl Journal {
         self.generations.bytes()
     }
 
+    /// Takes another budget.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.settings.budget_bytes = bytes;
+    }
+
     /// Writes the readings; they are on the disk when this returns. Gives the number of the first block that holds them.
     ///
     /// # Errors
@@ -225,7 +231,7 @@ impl Journal {
                 rows.push((block_key(next), std::mem::replace(&mut block, begin_block(now))));
                 next += 1;
             }
-            put_reading(&mut block, reading, now.wall);
+            put_reading(&mut block, reading, now.arrival());
         }
         rows.push((block_key(next), block));
         next += 1;
@@ -281,7 +287,7 @@ impl Journal {
     pub fn replay(
         &mut self,
         registry: &mut Registry,
-        mut each: impl FnMut(u64, Timestamp, &[Reading], &Registry),
+        mut each: impl FnMut(u64, Now, &[Reading], &Registry),
     ) -> Result<Replayed, JournalError> {
         let mut replayed = Replayed::default();
         let spans: Vec<(u64, (u64, u64))> = self.spans.iter().map(|(ordinal, span)| (*ordinal, *span)).collect();
@@ -368,10 +374,16 @@ impl Names {
         self.0.insert(place, known);
     }
 
-    /// The block's time of arrival; `None` if it is no block.
-    fn read(&self, block: &[u8], readings: &mut Vec<Reading>, refused: &mut u64) -> Option<Timestamp> {
-        let (arrived, mut rest) = block.split_first_chunk::<8>()?;
-        let arrived = Timestamp(i64::from_le_bytes(*arrived));
+    /// When the block arrived; `None` if it is no block.
+    fn read(&self, block: &[u8], readings: &mut Vec<Reading>, refused: &mut u64) -> Option<Now> {
+        let (head, mut rest) = block.split_first_chunk::<24>()?;
+        let ([at, boot, mono_us], _) = head.as_chunks::<8>() else { return None };
+        let boot = u64::from_le_bytes(*boot);
+        let arrived = Now {
+            wall: Timestamp(i64::from_le_bytes(*at)),
+            mono_us: i64::from_le_bytes(*mono_us),
+            clock: if boot == 0 { Clock::Trusted } else { Clock::SinceBoot { boot } },
+        };
         while !rest.is_empty() {
             let machine = u32::try_from(take_integer(&mut rest)?).ok()?;
             let sensor = usize::try_from(take_integer(&mut rest)?).ok()?;
@@ -383,7 +395,7 @@ impl Names {
             match known.and_then(|(machine, sensors)| Some((*machine, (*sensors.get(sensor)?)?))) {
                 Some((machine, sensor)) => {
                     let value = f64::from_le_bytes(*value);
-                    readings.push(Reading { machine, sensor, at: arrived.plus_us(distance), value });
+                    readings.push(Reading { machine, sensor, at: arrived.arrival().plus_us(distance), value });
                 }
                 None => *refused += 1,
             }
@@ -394,7 +406,10 @@ impl Names {
 
 fn begin_block(now: Now) -> Vec<u8> {
     let mut block = Vec::with_capacity(BLOCK_BYTES);
-    block.extend_from_slice(&now.wall.0.to_le_bytes());
+    let boot = if let Clock::SinceBoot { boot } = now.clock { boot } else { 0 };
+    block.extend_from_slice(&now.arrival().0.to_le_bytes());
+    block.extend_from_slice(&boot.to_le_bytes());
+    block.extend_from_slice(&now.mono_us.to_le_bytes());
     block
 }
 

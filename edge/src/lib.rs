@@ -33,4 +33,7 @@ pub mod status;
 pub mod outbox_cli;
 
 pub mod run;
+pub mod reload;
+pub mod check;
+pub mod diag;
 pub mod cli;

@@ -235,6 +235,11 @@ struct Tail {
 }
 
 impl Outbox {
+    /// Takes another budget; it counts from the next append on.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.settings.budget_bytes = bytes;
+    }
+
     /// The epoch that is delivered at present. It changes with [`Outbox::renew_epoch`], and, where more than one waits, with
     /// the [`Outbox::release`] of the last record of the one before.
     #[must_use]

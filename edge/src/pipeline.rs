@@ -7,8 +7,8 @@
 //! - If the disk fails, nothing is acknowledged and nothing is lost here: the same call is made again later.
 //!
 //! What is promised: each acknowledged reading is in exactly one summary, or counted late; no summary or event comes twice, unless the
-//! outbox itself lost its latest appends. A reading that a device sends again after a crash is known again if it carries
-//! its own time and is among the last `window::RECENT` of its sensor.
+//! outbox itself lost its latest appends. A reading that comes again is known again if it carries its own time, also
+//! after a crash: the journal is kept as far back as open intervals began, and what the states have of it is remembered.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,8 +20,8 @@ use std::{
 use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     ids::MachineId,
-    message::{CommandKind, LiveMachine, Outcome},
-    telemetry::{Clock, EventKind, Record, Timestamp},
+    message::{CommandKind, Lane, LiveMachine, Outcome},
+    telemetry::{Catalog, Clock, EventKind, Record, Timestamp},
 };
 
 use crate::{
@@ -115,6 +115,8 @@ struct Entry {
     needs_from: Option<u64>,
     /// The same, before the state that is being written.
     needed_until_written: Option<u64>,
+    /// Records that came of a change of time, not written yet.
+    made: Vec<(Lane, Record)>,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,7 @@ impl Pipeline {
             for reading in readings {
                 let entry = entry(&mut machines, &settings, registry, reading);
                 if entry.saved.journal == id && block <= entry.saved.block {
+                    entry.remember(reading, arrived, block);
                     continue;
                 }
                 entry.take(reading, arrived, block, now, settings.skew_future_us, &mut counters);
@@ -186,7 +189,7 @@ impl Pipeline {
         }
     }
 
-    /// Makes readings safe, acknowledges the deliveries they came in (`deliveries` is empty then), and takes them into the windows.
+    /// Makes readings safe that came at `arrived`, acknowledges the deliveries they came in (`deliveries` is empty then), and takes them into the windows.
     /// Deliveries without a good reading belong here too: they are acknowledged in their order.
     ///
     /// # Errors
@@ -195,19 +198,20 @@ impl Pipeline {
         &mut self,
         readings: &[Reading],
         deliveries: &mut Vec<Delivery>,
+        arrived: Now,
         now: Now,
     ) -> Result<(), PipelineError> {
-        let first_block = match self.journal.append(readings, &self.registry, now) {
+        let first_block = match self.journal.append(readings, &self.registry, arrived) {
             Err(JournalError::OverBudget(_)) => {
                 self.relieve_journal()?;
-                self.journal.append(readings, &self.registry, now)?
+                self.journal.append(readings, &self.registry, arrived)?
             }
             appended => appended?,
         };
         deliveries.drain(..).for_each(Delivery::acknowledge);
         for reading in readings {
             let entry = entry(&mut self.machines, &self.settings, &self.registry, reading);
-            entry.take(reading, now.wall, first_block, now, self.settings.skew_future_us, &mut self.counters);
+            entry.take(reading, arrived, first_block, now, self.settings.skew_future_us, &mut self.counters);
         }
         Ok(())
     }
@@ -220,7 +224,8 @@ impl Pipeline {
         self.write_pending()?;
         let mut pending = Pending { write: Write::default(), marks: Vec::new() };
         for ix in 0..self.machines.len() {
-            if self.machines[ix].machine.is_due(now.mono_us) {
+            let entry = &self.machines[ix];
+            if entry.machine.is_due(now.mono_us) || !entry.made.is_empty() {
                 self.advance(ix, now, &mut pending)?;
             }
             if pending.marks.len() >= MACHINES_A_WRITE {
@@ -247,12 +252,14 @@ impl Pipeline {
             self.pending = Some(pending);
             self.write_pending()?;
         }
-        self.trim()
+        // What open intervals have counted is not known after a restart then, for want of room.
+        self.trim_to(|entry| entry.needed_until_written.or(entry.needs_from))
     }
 
     fn advance(&mut self, ix: usize, now: Now, pending: &mut Pending) -> Result<(), PipelineError> {
         let entry = &mut self.machines[ix];
         let before = pending.write.records.len();
+        pending.write.records.append(&mut entry.made);
         entry.machine.advance(now, &mut pending.write.records);
         // Without a record the steps since the saved state can be made again from the journal.
         if pending.write.records.len() > before {
@@ -263,6 +270,7 @@ impl Pipeline {
 
     fn save(&mut self, ix: usize, pending: &mut Pending) -> Result<(), PipelineError> {
         let entry = &mut self.machines[ix];
+        pending.write.records.append(&mut entry.made);
         entry.needed_until_written = entry.needed_until_written.or(entry.needs_from.take());
         let machine = &mut entry.machine;
         let mark = Mark { journal: self.journal.id(), block: self.journal.last() };
@@ -296,20 +304,56 @@ impl Pipeline {
     }
 
     fn trim(&mut self) -> Result<(), PipelineError> {
-        let needed = self.machines.iter().filter_map(|entry| entry.needed_until_written.or(entry.needs_from)).min();
+        self.trim_to(|entry| {
+            let needed = [entry.needed_until_written, entry.needs_from, entry.machine.open_from()];
+            needed.into_iter().flatten().min()
+        })
+    }
+
+    fn trim_to(&mut self, needed_from: impl Fn(&Entry) -> Option<u64>) -> Result<(), PipelineError> {
+        let needed = self.machines.iter().filter_map(needed_from).min();
         Ok(self.journal.trim(needed.unwrap_or(self.journal.last() + 1))?)
     }
 
     /// The present state of each machine that has had a reading.
     #[must_use]
-    pub fn live(&self) -> Vec<LiveMachine> {
+    pub fn live(&self, now: Now) -> Vec<LiveMachine> {
         let machines = self.machines.iter().filter_map(|entry| {
-            let (at, values, verdict) = entry.machine.present()?;
+            let (at, values, verdict) = entry.machine.present(now)?;
             // Nobody knows the machine's sensors before its first catalog.
             let catalog_revision = Some(entry.machine.catalog_revision()).filter(|revision| *revision > 0)?;
             Some(LiveMachine { machine: entry.machine.id().clone(), at, catalog_revision, values, verdict })
         });
         machines.collect()
+    }
+
+    /// Goes on under other settings: machines whose settings have changed take them, and what comes of it is written at the next
+    /// tick, with their states.
+    ///
+    /// # Errors
+    /// If the disk fails; nothing has changed then.
+    pub fn reconfigure(&mut self, settings: PipelineSettings, now: Now) -> Result<(), PipelineError> {
+        self.write_pending()?;
+        self.journal.set_budget(settings.journal.budget_bytes);
+        let before = mem::replace(&mut self.settings, settings);
+        let mut pending = Pending { write: Write::default(), marks: Vec::new() };
+        for ix in 0..self.machines.len() {
+            let machine = &mut self.machines[ix].machine;
+            let wanted = of(&self.settings, machine.id());
+            if *of(&before, machine.id()) != *wanted {
+                machine.reconfigure(wanted, now, &mut pending.write.records);
+                self.save(ix, &mut pending)?;
+            }
+        }
+        self.pending = Some(pending).filter(|pending| !pending.marks.is_empty());
+        Ok(())
+    }
+
+    /// What the positions of this machine's sensors mean, if there is such a machine and it has made anything yet.
+    #[must_use]
+    pub fn catalog(&self, machine: &MachineId) -> Option<&Catalog> {
+        let entry = self.machines.iter().find(|entry| entry.machine.id() == machine)?;
+        Some(entry.machine.catalog()).filter(|catalog| catalog.revision > 0)
     }
 
     /// Carries a command out that is for a machine.
@@ -343,25 +387,40 @@ impl Pipeline {
 }
 
 impl Entry {
+    /// A reading that the state has already.
+    fn remember(&mut self, reading: &Reading, arrived: Now, block: u64) {
+        let timed = reading.at != arrived.arrival();
+        let (timeline, at) = self.machine.place_in_time(reading.at, timed, arrived);
+        if timeline == self.machine.timeline() {
+            self.machine.remember(reading.sensor, at, reading.value, timed, block);
+        }
+    }
+
     fn take(
         &mut self,
         reading: &Reading,
-        arrived: Timestamp,
+        arrived: Now,
         block: u64,
         now: Now,
         skew_future_us: i64,
         counters: &mut PipelineCounters,
     ) {
         counters.readings += 1;
+        let timed = reading.at != arrived.arrival();
+        let (timeline, at) = self.machine.place_in_time(reading.at, timed, arrived);
         // The clock was ahead and is right now: until it had caught up, every reading would be late.
         let is_ahead = |at: Timestamp| at.us_since(now.wall) > skew_future_us.saturating_add(CLOCK_SLACK_US);
-        if now.clock == Clock::Trusted && self.machine.latest().is_some_and(is_ahead) && !is_ahead(reading.at) {
-            let forgotten = self.machine.restart_window();
-            counters.late += forgotten;
-            tracing::warn!(machine = %self.machine.id(), forgotten, "a machine's readings were ahead of the clock: it begins anew");
+        let was_ahead =
+            now.clock == Clock::Trusted && timeline == Clock::Trusted && self.machine.latest().is_some_and(is_ahead);
+        if timeline != self.machine.timeline() || was_ahead && !is_ahead(at) {
+            if self.machine.latest().is_some() {
+                let machine = self.machine.id();
+                tracing::info!(%machine, was_ahead, "a machine's time is counted anew: the gateway's clock was set, or is not yet");
+            }
+            self.needs_from.get_or_insert(block);
+            self.machine.change_time(timeline, &mut self.made);
         }
-        let timed = reading.at != arrived;
-        match self.machine.push(reading.sensor, reading.at, reading.value, timed, now.mono_us) {
+        match self.machine.push(reading.sensor, at, reading.value, timed, now.mono_us, block) {
             Taken::Counted => {
                 self.needs_from.get_or_insert(block);
             }
@@ -393,7 +452,7 @@ fn entry<'a>(
 
 impl Entry {
     fn new(machine: Machine) -> Self {
-        Self { machine, saved: Mark::default(), needs_from: None, needed_until_written: None }
+        Self { machine, saved: Mark::default(), needs_from: None, needed_until_written: None, made: Vec::new() }
     }
 }
 

@@ -81,9 +81,6 @@ pub struct Settings {
     pub at_least_once: bool,
     /// Messages in flight, 1 to [`WINDOW_MAX`].
     pub window: usize,
-    /// Messages of one sensor in flight. What was received and not answered before a crash comes again: a receiver
-    /// that knows so many readings of a sensor again counts each once.
-    pub window_of_sensor: usize,
     /// How long the first connection may take to succeed. Later ones are tried for ever.
     pub first_connect: Duration,
 }
@@ -130,7 +127,7 @@ impl Publisher {
     ) -> Result<Self, PublishError> {
         let now = Instant::now();
         let window = settings.window.clamp(1, WINDOW_MAX);
-        let in_flight = InFlight::new(window, settings.window_of_sensor.max(1), feed.len());
+        let in_flight = InFlight::new(window);
         let mut publisher = Self {
             target,
             settings,
@@ -156,7 +153,7 @@ impl Publisher {
     /// If it is cancelled, or the broker refuses this client when it connects again.
     pub async fn publish(&mut self, message: Message) -> Result<(), PublishError> {
         if self.settings.at_least_once {
-            while self.in_flight.is_full(message.sensor) {
+            while self.in_flight.is_full() {
                 self.exchange().await?;
             }
             let id = self.in_flight.push(message, Instant::now());

@@ -27,12 +27,35 @@ pub struct Reading {
 }
 
 /// What the clocks say; read in run loops, handed to everything else.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
+    /// The time, or what is the best guess of it.
     pub wall: Timestamp,
-    /// Microseconds since some moment of this boot; never steps.
+    /// Microseconds since the machine started, sleep included; never steps.
     pub mono_us: i64,
+    /// [`Clock::Trusted`], or [`Clock::SinceBoot`] while nobody knows the time.
     pub clock: Clock,
+}
+
+impl Now {
+    /// The event time of what arrives now and has no time of its own. While nobody knows the time it counts from the start of the
+    /// machine, and can be made a real one when the time is known.
+    #[must_use]
+    pub const fn arrival(&self) -> Timestamp {
+        match self.clock {
+            Clock::SinceBoot { .. } => Timestamp(self.mono_us),
+            _ => self.wall,
+        }
+    }
+
+    /// What others are told of [`Now::wall`].
+    #[must_use]
+    pub const fn told(&self) -> Clock {
+        match self.clock {
+            Clock::SinceBoot { .. } => Clock::Untrusted,
+            clock => clock,
+        }
+    }
 }
 
 /// Why a machine or a sensor was not taken in.
@@ -66,6 +89,11 @@ impl Registry {
     pub fn new(machines_max: usize, sensors_max: usize) -> Self {
         let sensors_max = sensors_max.min(SENSORS_MAX);
         Self { machines_max, sensors_max, machines: Vec::new(), by_name: HashMap::new() }
+    }
+
+    /// Takes other limits; what is beyond them already stays.
+    pub fn set_limits(&mut self, machines_max: usize, sensors_max: usize) {
+        (self.machines_max, self.sensors_max) = (machines_max, sensors_max.min(SENSORS_MAX));
     }
 
     /// The machine of this name, taken in if it is new.

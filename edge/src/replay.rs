@@ -167,7 +167,6 @@ pub async fn run(
             client_id: format!("replay-{}", track.machine),
             at_least_once: true,
             window: args.window as usize,
-            window_of_sensor: args.format.window_of_sensor(),
             first_connect: FIRST_CONNECT,
         };
         let (target, feed, ledger, cancel) = (target.clone(), feed.clone(), ledger.clone(), cancel.clone());

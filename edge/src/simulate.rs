@@ -196,7 +196,6 @@ async fn run_plant(
             client_id: format!("simulate-{}-{connection}", args.prefix),
             at_least_once: args.qos == 1,
             window: args.window as usize,
-            window_of_sensor: args.format.window_of_sensor(),
             first_connect: FIRST_CONNECT,
         };
         let job = Job {

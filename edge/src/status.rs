@@ -4,7 +4,7 @@ use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 
-use crate::health::{Kind, Report};
+use crate::health::{Kind, Report, duration_text};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -13,28 +13,48 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// If none answers there.
 pub fn status(http: SocketAddr, json: bool) -> anyhow::Result<()> {
-    let url = format!("http://{http}/status");
-    let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build();
-    let text = ureq::Agent::from(config)
-        .get(&url)
-        .call()
-        .with_context(|| format!("no gemba-edge answers at {url}; is it running (`systemctl status gemba-edge`)?"))?
-        .body_mut()
-        .read_to_string()
-        .with_context(|| format!("what {url} says cannot be read"))?;
+    let text = get(http, "status")?;
     let mut out = std::io::stdout().lock();
     if json {
         writeln!(out, "{text}")?;
         return Ok(());
     }
-    let report: Report =
-        serde_json::from_str(&text).with_context(|| format!("what answers at {url} is no gemba-edge"))?;
-    out.write_all(readable(&report).as_bytes())?;
+    out.write_all(readable(&parse(http, &text)?).as_bytes())?;
     Ok(())
 }
 
-fn readable(report: &Report) -> String {
-    let mut lines = vec![format!("gemba-edge {}, up {}", report.version, duration(report.uptime_s))];
+/// What the daemon that answers at `http` says of itself.
+///
+/// # Errors
+/// If none answers there.
+pub fn report(http: SocketAddr) -> anyhow::Result<Report> {
+    parse(http, &get(http, "status")?)
+}
+
+/// The text at a path of the daemon.
+///
+/// # Errors
+/// If none answers there.
+pub fn get(http: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let url = format!("http://{http}/{path}");
+    let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build();
+    ureq::Agent::from(config)
+        .get(&url)
+        .call()
+        .with_context(|| format!("no gemba-edge answers at {url}; is it running (`systemctl status gemba-edge`)?"))?
+        .body_mut()
+        .read_to_string()
+        .with_context(|| format!("what {url} says cannot be read"))
+}
+
+fn parse(http: SocketAddr, text: &str) -> anyhow::Result<Report> {
+    serde_json::from_str(text).with_context(|| format!("what answers at {http} is no gemba-edge"))
+}
+
+/// A report as people read it.
+#[must_use]
+pub fn readable(report: &Report) -> String {
+    let mut lines = vec![format!("gemba-edge {}, up {}", report.version, duration_text(report.uptime_s))];
     for fault in &report.unhealthy {
         lines.push(format!("  NOT HEALTHY  {fault}"));
     }
@@ -45,7 +65,7 @@ fn readable(report: &Report) -> String {
         lines.push("  healthy and ready".to_owned());
     }
     for (what, fact) in &report.facts {
-        lines.push(format!("  {what:<12} {fact}"));
+        lines.push(format!("  {what:<14} {fact}"));
     }
     for figure in &report.figures {
         for (reason, value) in &figure.values {
@@ -62,24 +82,16 @@ fn readable(report: &Report) -> String {
     lines.join("\n") + "\n"
 }
 
-fn duration(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
-    match (days, hours) {
-        (0, 0) => format!("{minutes} min {} s", seconds % 60),
-        (0, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::Figure;
+    use crate::health::{Figure, ReloadReport};
 
     #[test]
     fn a_report_reads_as_a_text() {
         let report = Report {
             version: "1.0.0".into(),
+            pid: 1,
             uptime_s: 3_700,
             unhealthy: Vec::new(),
             unready: vec!["no listener".into()],
@@ -88,8 +100,9 @@ mod tests {
                 Figure::counter("readings", "", 5),
                 Figure::by_reason("rejected", "", [("not_json", 2), ("too_large", 0)]),
             ],
+            reload: ReloadReport::default(),
         };
-        let expected = "gemba-edge 1.0.0, up 1 h 1 min\n  not ready    no listener\n  cloud        away\n  readings                           5\n  rejected (not_json)                2\n";
+        let expected = "gemba-edge 1.0.0, up 1 h 1 min\n  not ready    no listener\n  cloud          away\n  readings                           5\n  rejected (not_json)                2\n";
         assert_eq!(readable(&report), expected);
     }
 }

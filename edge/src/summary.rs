@@ -52,6 +52,19 @@ pub struct MachineSettings {
     pub model: Option<Arc<Model>>,
 }
 
+/// A model is the same where its name and version are.
+impl PartialEq for MachineSettings {
+    fn eq(&self, other: &Self) -> bool {
+        let model = |settings: &Self| settings.model.as_ref().map(ToString::to_string);
+        self.periods == other.periods
+            && self.units == other.units
+            && self.power == other.power
+            && self.mode == other.mode
+            && self.calibration_steps == other.calibration_steps
+            && model(self) == model(other)
+    }
+}
+
 #[derive(Debug)]
 pub struct Machine {
     id: MachineId,
@@ -64,6 +77,11 @@ pub struct Machine {
     saved_revision: Option<u32>,
     mode_sensor: Option<usize>,
     mode: Mode,
+    /// By which clock its event times count: [`Clock::Trusted`] or [`Clock::SinceBoot`].
+    timeline: Clock,
+    told: Told,
+    /// The latest time that a device gave while nobody knew the time, with the start of the gateway and the time since then.
+    device_time: Option<(Clock, Timestamp, i64)>,
 }
 
 /// A machine's state but for its catalog and what calibration learnt.
@@ -72,7 +90,44 @@ struct Saved {
     window: Window,
     detector: CoreState,
     mode: Mode,
+    timeline: Clock,
+    told: Told,
     mark: Mark,
+}
+
+/// The starts of the intervals that were told of, by clock, so that none is told of twice when a clock is set back.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Told(Vec<ToldBy>);
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct ToldBy {
+    clock: Clock,
+    latest: Timestamp,
+    /// How often time began anew before `latest` was reached again.
+    again: i64,
+}
+
+impl Told {
+    /// Time begins anew by this clock. Of clocks that were never right, one is remembered.
+    fn begin(&mut self, clock: Clock) {
+        self.0.retain(|told| told.clock == clock || told.clock == Clock::Trusted);
+        match self.0.iter_mut().find(|told| told.clock == clock) {
+            Some(told) => told.again += 1,
+            None => self.0.push(ToldBy { clock, latest: Timestamp(i64::MIN), again: 0 }),
+        }
+    }
+
+    /// The start to tell of: moved by a microsecond for each time that it may have been told of before.
+    fn start(&mut self, clock: Clock, start: Timestamp) -> Timestamp {
+        if !self.0.iter().any(|told| told.clock == clock) {
+            self.begin(clock);
+        }
+        let Some(told) = self.0.iter_mut().find(|told| told.clock == clock) else { return start };
+        if start > told.latest {
+            (told.latest, told.again) = (start, 0);
+        }
+        start.plus_us(told.again)
+    }
 }
 
 /// Up to where the journal's readings are in a saved state.
@@ -106,6 +161,9 @@ impl Machine {
             saved_revision: None,
             mode_sensor: None,
             mode: Mode::Unknown,
+            timeline: Clock::Trusted,
+            told: Told::default(),
+            device_time: None,
         }
     }
 
@@ -118,6 +176,12 @@ impl Machine {
     #[must_use]
     pub fn sensors(&self) -> &[Sensor] {
         &self.catalog.sensors
+    }
+
+    /// What the positions of the machine's sensors mean.
+    #[must_use]
+    pub const fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// Tells the catalog again before the next record: nobody may know it.
@@ -146,9 +210,28 @@ impl Machine {
         self.window.set_power(power);
     }
 
-    /// Takes a reading. `timed` says that its time is the source's own.
-    pub fn push(&mut self, sensor: SensorIx, at: Timestamp, value: f64, timed: bool, mono_us: i64) -> Taken {
-        self.window.push(sensor, at, value, timed, mono_us)
+    /// Takes a reading that stands at `place` in the journal. `timed` says that its time is the source's own.
+    pub fn push(
+        &mut self,
+        sensor: SensorIx,
+        at: Timestamp,
+        value: f64,
+        timed: bool,
+        mono_us: i64,
+        place: u64,
+    ) -> Taken {
+        self.window.push(sensor, at, value, timed, mono_us, place)
+    }
+
+    /// Takes note of a reading that is in the state already, to know it if it comes again.
+    pub fn remember(&mut self, sensor: SensorIx, at: Timestamp, value: f64, timed: bool, place: u64) {
+        self.window.remember(sensor, at, value, timed, place);
+    }
+
+    /// From which place on the journal must be kept, to know what open intervals have counted.
+    #[must_use]
+    pub fn open_from(&self) -> Option<u64> {
+        self.window.open_from()
     }
 
     /// The time of the latest reading.
@@ -157,9 +240,48 @@ impl Machine {
         self.window.latest()
     }
 
-    /// Takes readings of any time from now on; how many are forgotten for it.
-    pub fn restart_window(&mut self) -> u64 {
-        self.window.restart()
+    /// By which clock the machine's event times count.
+    #[must_use]
+    pub fn timeline(&self) -> Clock {
+        self.timeline
+    }
+
+    /// By which clock a reading's time counts, and its time there. While nobody knows the time, the time since the start stands for it;
+    /// but where a device of the machine has a clock of its own, all go by that one.
+    pub fn place_in_time(&mut self, at: Timestamp, timed: bool, arrived: Now) -> (Clock, Timestamp) {
+        if !matches!(arrived.clock, Clock::SinceBoot { .. }) {
+            return (Clock::Trusted, at);
+        }
+        let device = self.device_time.filter(|(boot, ..)| *boot == arrived.clock);
+        if timed {
+            let latest = device.is_none_or(|(_, latest, _)| at >= latest);
+            if latest {
+                self.device_time = Some((arrived.clock, at, arrived.mono_us));
+            }
+            return (Clock::Trusted, at);
+        }
+        match device {
+            Some((_, latest, mono_us)) => (Clock::Trusted, latest.plus_us((arrived.mono_us - mono_us).max(0))),
+            None => (arrived.clock, at),
+        }
+    }
+
+    /// Time is counted anew, by this clock: what is open is closed first, and nothing is forgotten.
+    pub fn change_time(&mut self, to: Clock, records: &mut Vec<(Lane, Record)>) {
+        let mut events = Vec::new();
+        let clock = self.timeline;
+        while let Some((step, interval)) = self.window.close_next_of_all() {
+            self.close(step, interval, clock, &mut events, records);
+        }
+        self.detector.change_time(&mut events);
+        if let Some(at) = self.window.latest() {
+            for kind in events {
+                self.tell_event(kind, at, clock, records);
+            }
+        }
+        self.window.restart();
+        self.told.begin(to);
+        self.timeline = to;
     }
 
     /// Whether [`Machine::advance`] would give something.
@@ -170,31 +292,46 @@ impl Machine {
 
     /// Closes what is due and appends the records that come of it.
     pub fn advance(&mut self, now: Now, records: &mut Vec<(Lane, Record)>) {
-        let mut events = Vec::new();
-        while let Some((step, interval)) = self.window.close_next(now.mono_us) {
-            if let Some(step) = step {
-                self.judge(&step, now.clock, &mut events, records);
-            }
-            if let Some(interval) = interval {
-                let summary = self.summary(interval, now.clock);
-                self.tell(Lane::Summaries, Record::Summary(summary), records);
-            }
-        }
+        self.advance_steps(now, records, |_, _| {});
     }
 
     /// The steps that are due, judged one by one, for a look at each: (step, verdict). For backtests.
     pub fn advance_steps(&mut self, now: Now, records: &mut Vec<(Lane, Record)>, mut each: impl FnMut(&Step, Verdict)) {
         let mut events = Vec::new();
+        let clock = self.clock(now);
         while let Some((step, interval)) = self.window.close_next(now.mono_us) {
+            let step = self.close(step, interval, clock, &mut events, records);
             if let Some(step) = step {
-                self.judge(&step, now.clock, &mut events, records);
                 each(&step, self.detector.present(self.mode));
             }
-            if let Some(interval) = interval {
-                let summary = self.summary(interval, now.clock);
-                self.tell(Lane::Summaries, Record::Summary(summary), records);
-            }
         }
+    }
+
+    /// What records of now say of their times.
+    fn clock(&self, now: Now) -> Clock {
+        match (self.timeline, now.clock) {
+            (Clock::Trusted, Clock::SinceBoot { .. }) => Clock::Untrusted,
+            (Clock::Trusted, clock) => clock,
+            (timeline, _) => timeline,
+        }
+    }
+
+    fn close(
+        &mut self,
+        step: Option<Step>,
+        interval: Option<Interval>,
+        clock: Clock,
+        events: &mut Vec<EventKind>,
+        records: &mut Vec<(Lane, Record)>,
+    ) -> Option<Step> {
+        if let Some(step) = &step {
+            self.judge(step, clock, events, records);
+        }
+        if let Some(interval) = interval {
+            let summary = self.summary(interval, clock);
+            self.tell(Lane::Summaries, Record::Summary(summary), records);
+        }
+        step
     }
 
     fn judge(&mut self, step: &Step, clock: Clock, events: &mut Vec<EventKind>, records: &mut Vec<(Lane, Record)>) {
@@ -255,7 +392,7 @@ impl Machine {
         }
         Summary {
             machine: self.id.clone(),
-            start: interval.start,
+            start: self.told.start(self.timeline, interval.start),
             interval_ms: self.catalog.interval_ms,
             catalog_revision: self.revision(),
             sensors,
@@ -270,9 +407,30 @@ impl Machine {
         let at = self.window.latest().unwrap_or(now.wall);
         let mut events = Vec::new();
         self.detector.recalibrate(at, &mut events);
+        let clock = self.clock(now);
+        for kind in events {
+            self.tell_event(kind, at, clock, records);
+        }
+    }
+
+    /// Goes on under other settings, as after a restart with them, and without forgetting a reading.
+    pub fn reconfigure(&mut self, settings: Arc<MachineSettings>, now: Now, records: &mut Vec<(Lane, Record)>) {
+        let periods = settings.periods;
+        let at = self.window.latest().unwrap_or(now.wall);
+        let mut events = Vec::new();
+        self.detector.reconfigure(detect_settings(&settings), periods.step_us, at, &mut events);
         for kind in events {
             self.tell_event(kind, at, now.clock, records);
         }
+        self.settings = settings;
+        let window = std::mem::replace(&mut self.window, Window::new(periods));
+        self.window = window.with_periods(periods);
+        (self.catalog.step_ms, self.catalog.interval_ms) = (millis(periods.step_us), millis(periods.interval_us));
+        for sensor in &mut self.catalog.sensors {
+            sensor.unit = self.settings.units.get(&sensor.id).cloned();
+        }
+        self.catalog_changed = true;
+        self.find_special_sensors();
     }
 
     /// Takes the machine out of judgement, or back in.
@@ -288,8 +446,13 @@ impl Machine {
 
     /// The time of the latest reading, the last values by position, and how the detector sees it; `None` before the first reading.
     #[must_use]
-    pub fn present(&self) -> Option<(Timestamp, Vec<Option<f64>>, Verdict)> {
-        Some((self.window.latest()?, self.window.values(), self.detector.present(self.mode)))
+    pub fn present(&self, now: Now) -> Option<(Timestamp, Vec<Option<f64>>, Verdict)> {
+        let latest = self.window.latest()?;
+        let at = match self.timeline {
+            Clock::SinceBoot { .. } => now.wall.plus_us(latest.0 - now.mono_us),
+            _ => latest,
+        };
+        Some((at, self.window.values(), self.detector.present(self.mode)))
     }
 
     /// The revision of the catalog that was told last; 0 before the first.
@@ -311,7 +474,8 @@ impl Machine {
     pub fn save(&mut self, mark: Mark) -> Result<Vec<(u16, Vec<u8>)>, postcard::Error> {
         let mut parts = Vec::new();
         let detector = self.detector.save(&mut parts);
-        let saved = Saved { window: self.window.clone(), detector, mode: self.mode, mark };
+        let (timeline, told) = (self.timeline, self.told.clone());
+        let saved = Saved { window: self.window.clone(), detector, mode: self.mode, timeline, told, mark };
         let core = postcard::to_stdvec(&saved)?;
         let numbers = std::iter::once(CORE_PART).chain(CORE_MORE..CORE_END);
         parts.extend(numbers.zip(core.chunks(BLOCK_BYTES)).map(|(number, block)| (number, block.to_vec())));
@@ -343,7 +507,7 @@ impl Machine {
         if same_steps {
             this.detector = Detector::restore(detect_settings(&this.settings), periods.step_us, saved.detector, parts);
         }
-        this.mode = saved.mode;
+        (this.mode, this.timeline, this.told) = (saved.mode, saved.timeline, saved.told);
         let (step_ms, interval_ms) = (this.catalog.step_ms, this.catalog.interval_ms);
         this.catalog_changed = untold || (catalog.step_ms, catalog.interval_ms) != (step_ms, interval_ms);
         this.catalog = Catalog { step_ms, interval_ms, ..catalog };

@@ -2,8 +2,8 @@
 //!
 //! Batches are signed at the moment of sending and published at `QoS` 0: only the cloud's receipt counts. Beside
 //! them `Live` goes out each second and `Status` every 15 seconds, and both are dropped while the connection is
-//! busy. Two kinds of silence are told apart: a cloud that is away, and one whose frames are not signed by the key
-//! that was enrolled.
+//! busy or the link's allowance is used up. Silences are told apart ([`Link`]): a cloud that is away, one that does not let this
+//! gateway in, one whose certificate or signature is not the enrolled cloud's, and one that does not answer.
 
 use std::{
     path::PathBuf,
@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use gemba_mqtt::client::Backoff;
+use gemba_mqtt::client::{Backoff, Refusal};
 use gemba_shared::{
-    frame::{self, FrameError},
-    message::{Batch, Downlink, Lane, Live, LiveMachine, Receipt, Refused, Seq, Status, Uplink as Up},
+    frame, lane,
+    message::{Batch, Lane, Live, LiveMachine, Seq, Status, Uplink as Up},
     topic::{self, Channel},
 };
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeReasonCode};
@@ -28,10 +28,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     identity::Identity,
-    outbox::{Outbox, OutboxError},
-    session::{Answering, Held, Judged, Session, Settings, Wanted},
+    outbox::Outbox,
+    session::{Answering, Held, Session, Settings, Wanted},
 };
 
+mod answers;
 mod commands;
 mod options;
 mod state;
@@ -43,7 +44,7 @@ pub use state::{Link, UplinkState};
 use commands::Commands;
 
 /// Frames that wait for the connection.
-const REQUESTS_MAX: usize = 64;
+const REQUESTS_MAX: usize = 256;
 /// Frames from the cloud that wait for us.
 const INCOMING_MAX: usize = 64;
 const TICK_EVERY: Duration = Duration::from_millis(250);
@@ -61,7 +62,12 @@ pub struct Uplink {
     pub appended: Arc<Notify>,
     pub clock: Arc<Clock>,
     pub live: watch::Receiver<Arc<Vec<LiveMachine>>>,
+    /// To the line: commands for machines.
     pub orders: mpsc::Sender<Order>,
+    /// To the daemon: commands for the gateway itself.
+    pub daemon_orders: mpsc::Sender<Order>,
+    /// What may be sent in the long run; `None` where bytes cost nothing.
+    pub bytes_per_second_max: Option<u32>,
     /// Gathers a status.
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     /// Where the highest command that was begun is kept.
@@ -86,8 +92,10 @@ impl Uplink {
     /// Delivers until `cancel`.
     pub async fn run(self, cancel: CancellationToken) {
         let epoch = self.outbox.lock().unwrap_or_else(PoisonError::into_inner).epoch();
-        let mut session = Session::new(Settings::default(), epoch);
-        let mut commands = Commands::load(self.commands_file.clone(), self.orders.clone());
+        let settings = Settings { bytes_per_second_max: self.bytes_per_second_max, ..Settings::default() };
+        let mut session = Session::new(settings, epoch, self.clock.now().mono_us);
+        let mut commands = Commands::load(self.commands_file.clone(), self.orders.clone(), self.daemon_orders.clone());
+        let mut asked = answers::Asked::default();
         let mut backoff = Backoff::default();
         while !cancel.is_cancelled() {
             let (client, events) = AsyncClient::new(self.options.clone(), REQUESTS_MAX);
@@ -97,24 +105,24 @@ impl Uplink {
                 client,
                 session: &mut session,
                 commands: &mut commands,
+                asked: &mut asked,
                 backoff: &mut backoff,
+                tails: [None; 2],
             };
             let ended = tokio::select! {
                 () = cancel.cancelled() => break,
                 ended = poll(events, arrived) => ended,
-                ended = connection.drive(incoming) => ended,
+                error = connection.drive(incoming) => Ended { refusal: None, error },
             };
             session.disconnected();
-            self.state.disconnected();
             let pause = backoff.pause_now();
-            let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-            tracing::warn!(error = ended, pause_ms, "connection to the cloud lost");
+            self.state.disconnected(&ended, pause);
             tokio::select! {
                 () = cancel.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        self.state.disconnected();
+        self.state.stopped();
     }
 
     /// Does something with the outbox off the runtime.
@@ -124,23 +132,40 @@ impl Uplink {
     }
 }
 
+/// Why a connection is no more, or never was.
+#[derive(Debug)]
+struct Ended {
+    /// The cloud's broker is there, and it or we do not want to talk.
+    refusal: Option<Refusal>,
+    error: String,
+}
+
+impl From<&str> for Ended {
+    fn from(error: &str) -> Self {
+        Self { refusal: None, error: error.to_owned() }
+    }
+}
+
 /// Moves what comes; answers why it ended.
-async fn poll(mut events: EventLoop, arrived: mpsc::Sender<Incoming>) -> String {
+async fn poll(mut events: EventLoop, arrived: mpsc::Sender<Incoming>) -> Ended {
     loop {
         let incoming = match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => Incoming::Connected,
             Ok(Event::Incoming(Packet::SubAck(answer))) => {
                 if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
-                    return "the cloud's broker does not let this gateway listen".to_owned();
+                    return Ended {
+                        refusal: Some(Refusal::Credentials),
+                        error: "the cloud's broker does not let this gateway listen".to_owned(),
+                    };
                 }
                 Incoming::Subscribed
             }
             Ok(Event::Incoming(Packet::Publish(publish))) => Incoming::Frame(publish.payload),
             Ok(_) => continue,
-            Err(error) => return error.to_string(),
+            Err(error) => return Ended { refusal: Refusal::of(&error), error: error.to_string() },
         };
         if arrived.send(incoming).await.is_err() {
-            return "stopped".to_owned();
+            return "stopped".into();
         }
     }
 }
@@ -150,7 +175,10 @@ struct Connection<'a> {
     client: AsyncClient,
     session: &'a mut Session,
     commands: &'a mut Commands,
+    asked: &'a mut answers::Asked,
     backoff: &'a mut Backoff,
+    /// The last record sent of each lane: its number and digest.
+    tails: [Option<(u64, Option<u32>)>; 2],
 }
 
 impl Connection<'_> {
@@ -181,7 +209,7 @@ impl Connection<'_> {
                 _ = live.tick() => self.send_live(),
                 _ = status.tick() => self.send_status().await,
                 result = self.commands.finished() => {
-                    let result = self.commands.result(result, self.uplink.clock.now());
+                    let result = self.commands.result(result, self.uplink.clock.now()).await;
                     self.send(Channel::Status, &Up::CommandResult(result));
                     while let Some(result) = self.commands.next(self.uplink.clock.now()).await {
                         self.send(Channel::Status, &Up::CommandResult(result));
@@ -209,21 +237,31 @@ impl Connection<'_> {
         loop {
             let held = self.uplink.outbox(|outbox| {
                 let held = |lane| Held { oldest: outbox.oldest(lane), next: outbox.next(lane) };
-                [held(Lane::Events), held(Lane::Summaries)]
+                (outbox.epoch(), [held(Lane::Events), held(Lane::Summaries)])
             });
-            let Some([events, summaries]) = held.await else { return };
+            let Some((epoch, [events, summaries])) = held.await else { return };
+            // What waited under the epoch before is delivered.
+            if epoch != self.session.epoch() {
+                self.session.renewed(epoch, self.mono_us());
+                self.tails = [None; 2];
+            }
             let held = |lane| if lane == Lane::Events { events } else { summaries };
-            let Some(wanted) = self.session.next(held) else { return };
+            // Until the time is known, one record goes ahead: the receipt for it tells the time, and the others are put right.
+            if !self.uplink.clock.is_right() && self.session.is_waiting() {
+                return;
+            }
+            let Some(wanted) = self.session.next(held, self.mono_us()) else { return };
             let oldest = held(wanted.lane).oldest;
             match self.read(wanted, oldest).await {
-                Ok(Some((last, frame))) => {
+                Ok(Some(Sealed { last, tail, frame })) => {
                     let bytes = frame.len();
                     let up = topic::up(self.uplink.identity.gateway, Channel::Lane(wanted.lane));
                     if self.client.try_publish(up, QoS::AtMostOnce, false, frame).is_err() {
                         return;
                     }
                     self.session.sent(wanted.lane, last, bytes, self.mono_us());
-                    self.uplink.state.sent();
+                    self.tails[index(wanted.lane)] = Some((last, tail));
+                    self.uplink.state.sent(bytes);
                 }
                 // It was dropped in between for want of room: the outbox stands elsewhere now.
                 Ok(None) => {}
@@ -235,96 +273,80 @@ impl Connection<'_> {
         }
     }
 
-    /// A signed batch, and the number of its last record.
-    async fn read(&self, wanted: Wanted, oldest: u64) -> anyhow::Result<Option<(u64, Vec<u8>)>> {
+    /// A signed batch.
+    async fn read(&self, wanted: Wanted, oldest: u64) -> anyhow::Result<Option<Sealed>> {
         let identity = Arc::clone(&self.uplink.identity);
+        let clock = Arc::clone(&self.uplink.clock);
         let Wanted { lane, from, records_max, bytes_max } = wanted;
+        let records_max = if clock.is_right() { records_max } else { 1 };
+        let sent = self.tails[index(lane)].filter(|(number, _)| number + 1 == from);
         let work = move |outbox: &mut Outbox| -> anyhow::Result<_> {
-            let records = outbox.read(lane, from, records_max, bytes_max)?;
-            if records.is_empty() {
-                return Ok(None);
+            let mut records = outbox.read(lane, from, records_max, bytes_max)?;
+            for record in &mut records {
+                clock.correct(record);
             }
+            let Some(tail) = records.last().map(lane::comparable) else { return Ok(None) };
+            let before = match sent {
+                Some((_, digest)) => digest,
+                None if from > oldest => outbox.read(lane, from - 1, 1, usize::MAX)?.first().and_then(lane::comparable),
+                None => None,
+            };
             let last = from + records.len() as u64 - 1;
             let seq = Seq { epoch: outbox.epoch(), lane, number: from };
-            let batch = Up::Batch(Batch { seq, oldest, records });
-            Ok(Some((last, frame::seal(&batch, identity.gateway, &identity.key)?)))
+            let batch = Up::Batch(Batch { seq, oldest, before, records });
+            Ok(Some(Sealed { last, tail, frame: frame::seal(&batch, identity.gateway, &identity.key)? }))
         };
         self.uplink.outbox(work).await.unwrap_or(Ok(None))
     }
 
-    async fn receive(&mut self, payload: &[u8]) {
-        let identity = &self.uplink.identity;
-        match frame::open::<Downlink>(payload, identity.gateway, &identity.cloud_key) {
-            Ok(Downlink::Receipt(receipt)) => self.receipt(receipt).await,
-            Ok(Downlink::Refused(refused)) => self.refused(refused).await,
-            Ok(Downlink::Command(command)) => {
-                if let Some(result) = self.commands.take(command, self.uplink.clock.now()).await {
-                    self.send(Channel::Status, &Up::CommandResult(result));
-                }
-            }
-            Ok(Downlink::Desired(_)) => {
-                tracing::info!("the cloud wants another configuration: not known to this version");
-            }
-            Err(FrameError::Signature) => self.uplink.state.foreign(),
-            Err(error) => self.uplink.state.refused_frame(error),
-        }
-    }
-
-    async fn receipt(&mut self, receipt: Receipt) {
-        let Some(next) = self.uplink.outbox(move |outbox| outbox.next(receipt.lane)).await else { return };
-        let mono_us = self.mono_us();
-        let judged = self.session.receipt(&receipt, next, mono_us);
-        self.uplink.state.receipt(judged, mono_us);
-        let Judged::Release(through) = judged else { return };
-        let released = move |outbox: &mut Outbox| outbox.release(receipt.epoch, receipt.lane, through);
-        if let Some(Err(error)) = self.uplink.outbox(released).await {
-            self.uplink.state.outbox_failed(&error.into());
-        }
-    }
-
-    async fn refused(&mut self, refused: Refused) {
-        let Refused { seq, reason } = refused;
-        tracing::warn!(lane = seq.lane.as_str(), number = seq.number, reason, "the cloud refused a record for good");
-        let work = move |outbox: &mut Outbox| -> Result<(), OutboxError> {
-            let known =
-                seq.epoch == outbox.epoch() && (outbox.oldest(seq.lane)..outbox.next(seq.lane)).contains(&seq.number);
-            if known { outbox.refuse(seq, &reason) } else { Ok(()) }
-        };
-        if let Some(Err(error)) = self.uplink.outbox(work).await {
-            self.uplink.state.outbox_failed(&error.into());
-        }
-        self.uplink.state.record_refused();
-    }
-
     /// Publishes what may be lost.
-    fn send(&self, channel: Channel, message: &Up) {
+    fn send(&mut self, channel: Channel, message: &Up) {
         let identity = &self.uplink.identity;
         let Ok(frame) = frame::seal(message, identity.gateway, &identity.key) else { return };
         let up = topic::up(identity.gateway, channel);
+        let bytes = frame.len();
         if self.client.try_publish(up, QoS::AtMostOnce, false, frame).is_err() {
             self.uplink.state.dropped();
+            return;
         }
+        self.session.live_sent(bytes);
+        self.uplink.state.sent_beside(bytes);
     }
 
     fn send_live(&mut self) {
-        if self.uplink.state.link() == Link::Away {
+        if !self.session.may_send_live(self.mono_us()) {
             return;
         }
         let machines = Arc::clone(&self.uplink.live.borrow());
         let now = self.uplink.clock.now();
         for machines in machines.chunks(LIVE_MACHINES_MAX) {
-            self.send(Channel::Live, &Up::Live(Live { at: now.wall, clock: now.clock, machines: machines.to_vec() }));
+            self.send(Channel::Live, &Up::Live(Live { at: now.wall, clock: now.told(), machines: machines.to_vec() }));
         }
     }
 
-    async fn send_status(&self) {
-        if self.uplink.state.link() == Link::Away {
+    async fn send_status(&mut self) {
+        if !self.uplink.state.is_connected() {
             return;
         }
         let status = Arc::clone(&self.uplink.status);
         if let Ok(status) = spawn_blocking(move || status()).await {
             self.send(Channel::Status, &Up::Status(status));
         }
+    }
+}
+
+/// A batch that is ready to be published.
+struct Sealed {
+    last: u64,
+    /// The digest of its last record.
+    tail: Option<u32>,
+    frame: Vec<u8>,
+}
+
+const fn index(lane: Lane) -> usize {
+    match lane {
+        Lane::Events => 0,
+        Lane::Summaries => 1,
     }
 }
 

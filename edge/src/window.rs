@@ -7,13 +7,16 @@
 //!   value may be held; then NaN.
 //! - A reading of a step that is closed still counts in its interval; a reading of an interval that is closed is *late*: counted and
 //!   dropped. A device whose clock runs ahead makes its machine's other devices late.
-//! - A reading that came before with the same sensor, source time and value is a *duplicate* and dropped, if it is among the last
-//!   [`RECENT`] of its sensor; readings that carry no time of their own are never duplicates.
+//! - A reading that came before with the same sensor, source time and value is a *duplicate* and dropped: an open interval remembers
+//!   what it has counted (of each sensor the latest [`REMEMBERED_MAX`](seen::REMEMBERED_MAX)), and what comes again after it was closed
+//!   is late. So a broker that goes back in time repeats nothing. Readings that carry no time of their own are never duplicates.
 //! - While a machine has no value at all, no steps and intervals are made.
 //! - Energy is the trapezoid over consecutive readings of the power sensor; no energy is invented over a gap that is
 //!   longer than a value may be held. What falls in an interval that is closed goes to the first open one.
 //!
-//! No I/O and no clock. The state can be written out and taken up again at any point ([`serde`]).
+//! No I/O and no clock. The state can be written out and taken up again at any point ([`serde`]). What open intervals remember
+//! is not written: it is told again ([`Window::remember`]) from the journal, which is kept from the [`place`](Window::open_from) on
+//! where the oldest open interval began.
 
 use std::collections::VecDeque;
 
@@ -23,11 +26,11 @@ use serde::{Deserialize, Serialize};
 use crate::reading::SensorIx;
 
 mod accumulator;
+mod seen;
 
 use accumulator::{Accumulator, Energy};
+use seen::Seen;
 
-/// How many readings of a sensor are remembered to know one that comes again: as many as a broker usually has under way.
-pub const RECENT: usize = 32;
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
 const OPEN_STEPS_MAX: usize = 600;
 
@@ -107,8 +110,6 @@ pub struct Window {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 struct Sensor {
     last: Option<(Timestamp, f64)>,
-    /// Marks of the last readings. Of 48 bits: at 30,000 readings a second, one in years is taken for another.
-    recent: VecDeque<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,6 +125,12 @@ type StepSum = (f64, u32, Option<(Timestamp, f64)>);
 struct OpenInterval {
     start: Timestamp,
     sensors: Vec<Accumulator>,
+    /// By sensor, as far as there is something to remember.
+    #[serde(skip)]
+    seen: Vec<Seen>,
+    /// Where the journal has its first reading.
+    #[serde(skip)]
+    from: Option<u64>,
 }
 
 impl Window {
@@ -176,11 +183,9 @@ impl Window {
         self.latest_mono_us = Some(mono_us);
     }
 
-    /// Begins anew at any time; how many readings that were not in a closed interval are forgotten.
-    pub fn restart(&mut self) -> u64 {
-        let forgotten = self.intervals.iter().flat_map(|open| &open.sensors).map(Accumulator::count).sum();
+    /// Begins anew at any time. Call [`Window::close_next_of_all`] first, until it gives nothing.
+    pub fn restart(&mut self) {
         *self = Self { power: self.power, ..Self::new(self.periods) };
-        forgotten
     }
 
     /// Says which sensor measures electrical power, and how many watts its unit is.
@@ -210,8 +215,33 @@ impl Window {
         self.sensors.iter().map(held).collect()
     }
 
-    /// Takes a reading. `timed` says that the time is the source's own, so that the same reading can be known again.
-    pub fn push(&mut self, sensor: SensorIx, at: Timestamp, value: f64, timed: bool, mono_us: i64) -> Taken {
+    /// The place in the journal of the first reading that an open interval has.
+    #[must_use]
+    pub fn open_from(&self) -> Option<u64> {
+        self.intervals.iter().filter_map(|open| open.from).min()
+    }
+
+    /// This reading at `place` in the journal is in the state already; it is known again from now on if its interval is open.
+    pub fn remember(&mut self, sensor: SensorIx, at: Timestamp, value: f64, timed: bool, place: u64) {
+        let start = at.floor(self.periods.interval_us);
+        let Some(open) = self.intervals.iter_mut().find(|open| open.start == start) else { return };
+        open.from = Some(open.from.map_or(place, |from| from.min(place)));
+        if timed {
+            open.is_again(usize::from(sensor.0), at, value);
+        }
+    }
+
+    /// Takes a reading that stands at `place` in the journal. `timed` says that the time is the source's own, so that the same
+    /// reading can be known again.
+    pub fn push(
+        &mut self,
+        sensor: SensorIx,
+        at: Timestamp,
+        value: f64,
+        timed: bool,
+        mono_us: i64,
+        place: u64,
+    ) -> Taken {
         let ix = usize::from(sensor.0);
         debug_assert!(ix < SENSORS_MAX);
         if self.next_step.is_none() {
@@ -227,14 +257,15 @@ impl Window {
         if ix >= self.sensors.len() {
             self.sensors.resize_with(ix + 1, Sensor::default);
         }
-        if timed && self.sensors[ix].is_again(at, value) {
+        let open = self.open_interval(at, place);
+        if timed && open.is_again(ix, at, value) {
             return Taken::Duplicate;
         }
+        open.count(ix, at, value);
         if at > self.latest {
             self.latest = at;
             self.latest_mono_us = Some(mono_us);
         }
-        self.count_in_interval(ix, at, value);
         if in_open_step {
             self.count_in_step(ix, at, value);
         }
@@ -246,21 +277,19 @@ impl Window {
         Taken::Counted
     }
 
-    fn count_in_interval(&mut self, ix: usize, at: Timestamp, value: f64) {
+    /// The interval that a moment falls in, opened if it is not.
+    fn open_interval(&mut self, at: Timestamp, place: u64) -> &mut OpenInterval {
         let start = at.floor(self.periods.interval_us);
-        let place = match self.intervals.iter().rposition(|open| open.start <= start) {
-            Some(place) if self.intervals[place].start == start => place,
+        let ix = match self.intervals.iter().rposition(|open| open.start <= start) {
+            Some(ix) if self.intervals[ix].start == start => ix,
             before => {
-                let place = before.map_or(0, |place| place + 1);
-                self.intervals.insert(place, OpenInterval { start, sensors: Vec::new() });
-                place
+                let ix = before.map_or(0, |ix| ix + 1);
+                self.intervals
+                    .insert(ix, OpenInterval { start, sensors: Vec::new(), seen: Vec::new(), from: Some(place) });
+                ix
             }
         };
-        let sensors = &mut self.intervals[place].sensors;
-        if ix >= sensors.len() {
-            sensors.resize_with(ix + 1, Accumulator::default);
-        }
-        sensors[ix].push(at, value);
+        &mut self.intervals[ix]
     }
 
     fn count_in_step(&mut self, ix: usize, at: Timestamp, value: f64) {
@@ -294,9 +323,13 @@ impl Window {
     /// Whether [`Window::close_next`] would give something.
     #[must_use]
     pub fn is_due(&self, mono_us: i64) -> bool {
+        self.is_due_before(self.watermark(mono_us))
+    }
+
+    fn is_due_before(&self, watermark: Timestamp) -> bool {
         let Some(next) = self.next_step else { return false };
         let crowded = self.steps.len() > OPEN_STEPS_MAX;
-        (crowded || next.plus_us(self.periods.step_us) <= self.watermark(mono_us)) && self.has_any(next)
+        (crowded || next.plus_us(self.periods.step_us) <= watermark) && self.has_any(next)
     }
 
     /// Whether there is, or will be, a value for the step at `next`, or an interval to end.
@@ -311,12 +344,22 @@ impl Window {
     /// Closes the next step that is due, and the interval that ends with it: first the step is given, then the interval.
     /// Call it until it gives nothing.
     pub fn close_next(&mut self, mono_us: i64) -> Option<(Option<Step>, Option<Interval>)> {
-        if !self.is_due(mono_us) {
+        self.close_next_before(self.watermark(mono_us))
+    }
+
+    /// The same, without waiting for what may be on its way: up to the end of the latest interval.
+    pub fn close_next_of_all(&mut self) -> Option<(Option<Step>, Option<Interval>)> {
+        let last = self.latest.floor(self.periods.interval_us);
+        self.close_next_before(last.plus_us(self.periods.interval_us))
+    }
+
+    fn close_next_before(&mut self, watermark: Timestamp) -> Option<(Option<Step>, Option<Interval>)> {
+        if !self.is_due_before(watermark) {
             return None;
         }
         let start = self.skip_silence()?;
         let end = start.plus_us(self.periods.step_us);
-        if end > self.watermark(mono_us) && self.steps.len() <= OPEN_STEPS_MAX {
+        if end > watermark && self.steps.len() <= OPEN_STEPS_MAX {
             return None;
         }
         self.next_step = Some(end);
@@ -394,6 +437,21 @@ impl Window {
 }
 
 impl OpenInterval {
+    fn count(&mut self, ix: usize, at: Timestamp, value: f64) {
+        if ix >= self.sensors.len() {
+            self.sensors.resize_with(ix + 1, Accumulator::default);
+        }
+        self.sensors[ix].push(at, value);
+    }
+
+    /// Whether this reading came before; remembers it.
+    fn is_again(&mut self, ix: usize, at: Timestamp, value: f64) -> bool {
+        if ix >= self.seen.len() {
+            self.seen.resize_with(ix + 1, Seen::default);
+        }
+        self.seen[ix].is_again(at.us_since(self.start), value)
+    }
+
     fn merge(&mut self, other: &Self) {
         if self.sensors.len() < other.sensors.len() {
             self.sensors.resize_with(other.sensors.len(), Accumulator::default);
@@ -405,20 +463,6 @@ impl OpenInterval {
 impl Sensor {
     fn holds(&self, at: Timestamp, hold_us: i64) -> bool {
         self.last.is_some_and(|(last, _)| at.us_since(last) <= hold_us)
-    }
-
-    /// Whether this reading came before; remembers it.
-    fn is_again(&mut self, at: Timestamp, value: f64) -> bool {
-        let bits = (at.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ value.to_bits().rotate_left(17);
-        let mark = bits.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 16;
-        if self.recent.contains(&mark) {
-            return true;
-        }
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(mark);
-        false
     }
 }
 

@@ -7,6 +7,7 @@ pub mod enrolment;
 pub mod frame;
 pub mod gate;
 pub mod ids;
+pub mod lane;
 pub mod message;
 pub mod telemetry;
 pub mod topic;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::MachineId,
-    telemetry::{Clock, Record, Timestamp, Verdict},
+    telemetry::{Catalog, Clock, Record, Timestamp, Verdict},
 };
 
 /// The most records in one batch.
@@ -18,6 +18,8 @@ pub const BATCH_RECORDS_MAX: usize = 1_024;
 pub const RECORD_BYTES_MAX: usize = 16 * 1_024;
 /// The longest free text in a message, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1_024;
+/// The longest report that answers a command, in bytes.
+pub const REPORT_BYTES_MAX: usize = 64 * 1_024;
 
 /// The life of one outbox; a new outbox draws a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,6 +58,8 @@ pub struct Batch {
     pub seq: Seq,
     /// The oldest number that the gateway still holds: what is missing below it will never come.
     pub oldest: u64,
+    /// The digest of the record before the first, where the gateway still holds it ([`lane`](crate::lane) says what for).
+    pub before: Option<u32>,
     pub records: Vec<Record>,
 }
 
@@ -108,6 +112,8 @@ pub enum Outcome {
     Expired,
     /// This version of the gateway does not know the command.
     Unknown,
+    /// Done, and this is what was asked for: at most [`REPORT_BYTES_MAX`] bytes.
+    Told(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +123,13 @@ pub struct CommandResult {
     pub outcome: Outcome,
 }
 
+/// What these machines' positions mean in an epoch: the answer to [`CatalogWanted`]. It belongs to no lane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Catalogs {
+    pub epoch: Epoch,
+    pub catalogs: Vec<Catalog>,
+}
+
 /// From a gateway to the cloud.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Uplink {
@@ -124,6 +137,7 @@ pub enum Uplink {
     Live(Live),
     Status(Status),
     CommandResult(CommandResult),
+    Catalogs(Catalogs),
 }
 
 /// Everything of a lane through a number is in the cloud's database.
@@ -134,6 +148,9 @@ pub struct Receipt {
     pub through: u64,
     /// The cloud's clock: a gateway whose own clock is not trusted may take it.
     pub now: Timestamp,
+    /// [`Record::digest`] of the record `through`, where it is stored. A gateway that has another record under
+    /// this number is not the one that the receipt is for: an old copy of its data was put back, or there are two.
+    pub tail: Option<u32>,
 }
 
 /// The cloud could read a record and will never take it.
@@ -141,6 +158,14 @@ pub struct Receipt {
 pub struct Refused {
     pub seq: Seq,
     pub reason: String,
+}
+
+/// The cloud cannot take the record `seq` before it knows the catalog of its machine: it was set up anew, or went back
+/// to an older copy of its database. Its lane waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogWanted {
+    pub seq: Seq,
+    pub machine: MachineId,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +223,7 @@ pub enum Downlink {
     Refused(Refused),
     Command(Command),
     Desired(Desired),
+    CatalogWanted(CatalogWanted),
 }
 
 #[cfg(test)]

@@ -116,7 +116,14 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Clock {
     Trusted,
+    /// Nobody knew whether the gateway's clock was right; times of arrival are a guess, times of a device are the device's.
     Untrusted,
+    /// Read before the gateway's clock was right, and put right by what was known later.
+    Corrected,
+    /// Times count from the gateway's start of this number. They are made real ones when they are sent: no such record leaves a gateway.
+    SinceBoot {
+        boot: u64,
+    },
 }
 
 /// One machine over one interval.
@@ -258,4 +265,31 @@ pub enum Record {
     Summary(Summary),
     Event(Event),
     Gap(Gap),
+}
+
+impl Record {
+    /// Tells this record from another in its place: CRC-32C of its encoding. Times by a clock that was not right are left out: a
+    /// gateway puts them right as it sends a record, and may know better the next time.
+    #[must_use]
+    pub fn digest(&self) -> u32 {
+        let mut this = self.clone();
+        match &mut this {
+            Self::Summary(Summary { clock, start, .. }) if *clock != Clock::Trusted => {
+                (*clock, *start) = (Clock::Untrusted, Timestamp(0));
+            }
+            Self::Event(Event { clock, at, kind, .. }) if *clock != Clock::Trusted => {
+                (*clock, *at) = (Clock::Untrusted, Timestamp(0));
+                match kind {
+                    EventKind::AnomalyOpened(a) | EventKind::AnomalyUpdated(a) | EventKind::AnomalyClosed(a) => {
+                        a.opened = Timestamp(0);
+                        a.window = None;
+                    }
+                    EventKind::SensorFault(fault) => fault.since = Timestamp(0),
+                }
+            }
+            _ => {}
+        }
+        // What could not be encoded would never have been sent.
+        postcard::to_stdvec(&this).map_or(0, |bytes| crc32c::crc32c(&bytes))
+    }
 }

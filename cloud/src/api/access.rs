@@ -32,6 +32,8 @@ pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::POST, "/api/v1/password", Access::SignedIn),
     (Method::GET, "/api/v1/me", Access::Role(Role::Viewer)),
     (Method::GET, "/api/v1/gateways", Access::Role(Role::Viewer)),
+    (Method::GET, "/api/v1/gateways/{id}/commands", Access::Role(Role::Supervisor)),
+    (Method::POST, "/api/v1/gateways/{id}/commands", Access::Role(Role::Supervisor)),
     (Method::GET, "/api/v1/machines", Access::Role(Role::Viewer)),
     (Method::GET, "/api/v1/machines/{id}", Access::Role(Role::Viewer)),
     (Method::PATCH, "/api/v1/machines/{id}", Access::Role(Role::Supervisor)),

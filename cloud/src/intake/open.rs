@@ -12,14 +12,15 @@ use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     frame::{self, FrameError},
     ids::GatewayId,
-    message::{BATCH_RECORDS_MAX, Batch, Live, Status, Uplink},
+    lane::NUMBER_MAX,
+    message::{BATCH_RECORDS_MAX, Batch, Catalogs, CommandResult, Live, Status, Uplink},
     topic::{self, Channel},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{GROUP_BYTES_MAX, GROUP_FRAMES_MAX, Group, Incoming, Intake, Pause, lane::NUMBER_MAX, presence::Presence};
+use super::{GROUP_BYTES_MAX, GROUP_FRAMES_MAX, Group, Incoming, Intake, Pause, presence::Presence};
 use crate::metrics::Metrics;
 
 /// A key is asked for again after this long when a signature does not fit, or a gateway is unknown.
@@ -31,10 +32,11 @@ const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// A frame that was read.
 enum Opened {
-    Batch(Incoming),
+    Batch(Incoming<Batch>),
+    Catalogs(Incoming<Catalogs>),
     Live(Uuid, Live),
     Status(Uuid, Status),
-    Other(Uuid),
+    Result(Uuid, CommandResult),
 }
 
 struct Sealed {
@@ -71,8 +73,8 @@ pub(super) async fn run(
             (frames, bytes) = (frames + more, bytes + larger);
             taken.push(next);
         }
-        let Some(batches) = opener.open(&taken, &cancel).await else { return };
-        let group = Group { batches, deliveries: taken };
+        let Some(group) = opener.open(&taken, &cancel).await else { return };
+        let group = Group { deliveries: taken, ..group };
         if groups.send(group).await.is_err() {
             return;
         }
@@ -91,8 +93,8 @@ struct Opener {
 }
 
 impl Opener {
-    /// The batches of these deliveries; `None` when it is time to stop.
-    async fn open(&mut self, deliveries: &[Delivery], cancel: &CancellationToken) -> Option<Vec<Incoming>> {
+    /// What is to be written of these deliveries; `None` when it is time to stop.
+    async fn open(&mut self, deliveries: &[Delivery], cancel: &CancellationToken) -> Option<Group> {
         let mut sealed = Vec::new();
         for message in deliveries.iter().flat_map(|delivery| &delivery.messages) {
             match std::str::from_utf8(&message.topic).ok().and_then(topic::parse_up) {
@@ -105,7 +107,8 @@ impl Opener {
         };
         let ask = sealed.iter().map(|sealed| sealed.gateway).filter(|gateway| unknown(&self.keys, gateway)).collect();
         self.ask(ask, cancel).await?;
-        let (mut batches, forged) = self.verify(sealed).await;
+        let mut group = Group::default();
+        let forged = self.verify(sealed, &mut group).await;
         // A key may have been changed since it was asked for.
         let old = |keys: &HashMap<GatewayId, Kept>, gateway: &GatewayId| {
             keys.get(gateway).is_some_and(|kept| kept.asked_at.elapsed() > ASK_AGAIN)
@@ -113,16 +116,14 @@ impl Opener {
         let (again, forged): (Vec<_>, Vec<_>) = forged.into_iter().partition(|sealed| old(&self.keys, &sealed.gateway));
         if !again.is_empty() {
             self.ask(again.iter().map(|sealed| sealed.gateway).collect(), cancel).await?;
-            let (more, forged) = self.verify(again).await;
-            batches.extend(more);
-            for sealed in forged {
+            for sealed in self.verify(again, &mut group).await {
                 self.refuse("signature", Some(sealed.gateway));
             }
         }
         for sealed in forged {
             self.refuse("signature", Some(sealed.gateway));
         }
-        Some(batches)
+        Some(group)
     }
 
     async fn ask(&mut self, gateways: BTreeSet<GatewayId>, cancel: &CancellationToken) -> Option<()> {
@@ -160,7 +161,7 @@ impl Opener {
     }
 
     /// Reads frames on a thread that may compute; those whose signature does not fit come back.
-    async fn verify(&mut self, sealed: Vec<Sealed>) -> (Vec<Incoming>, Vec<Sealed>) {
+    async fn verify(&mut self, sealed: Vec<Sealed>, group: &mut Group) -> Vec<Sealed> {
         let mut known = Vec::with_capacity(sealed.len());
         for sealed in sealed {
             match self.keys.get(&sealed.gateway).and_then(|kept| kept.key) {
@@ -181,15 +182,20 @@ impl Opener {
             Ok(opened) => opened,
             Err(error) => {
                 tracing::error!(%error, "reading frames ended badly; gateways will send them again");
-                return (Vec::new(), Vec::new());
+                return Vec::new();
             }
         };
-        let (mut batches, mut forged) = (Vec::new(), Vec::new());
+        let mut forged = Vec::new();
         for (sealed, opened) in opened {
             let heard = match opened {
                 Ok(Opened::Batch(batch)) => {
                     let gateway = batch.gateway;
-                    batches.push(batch);
+                    group.batches.push(batch);
+                    gateway
+                }
+                Ok(Opened::Catalogs(catalogs)) => {
+                    let gateway = catalogs.gateway;
+                    group.catalogs.push(catalogs);
                     gateway
                 }
                 Ok(Opened::Live(gateway, live)) => {
@@ -200,7 +206,10 @@ impl Opener {
                     self.presence.status(gateway, status);
                     gateway
                 }
-                Ok(Opened::Other(gateway)) => gateway,
+                Ok(Opened::Result(gateway, result)) => {
+                    self.presence.result(gateway, result);
+                    gateway
+                }
                 Err("signature") => {
                     forged.push(sealed);
                     continue;
@@ -213,7 +222,7 @@ impl Opener {
             self.intake.parts.metrics.frames.inc();
             self.presence.heard(heard);
         }
-        (batches, forged)
+        forged
     }
 
     fn refuse(&mut self, reason: &'static str, gateway: Option<GatewayId>) {
@@ -233,12 +242,14 @@ fn open(sealed: &Sealed, key: &VerifyingKey) -> Result<Opened, &'static str> {
     match (message, sealed.channel) {
         (Uplink::Batch(batch), Channel::Lane(lane)) if batch.seq.lane == lane => {
             check(&batch)?;
-            Ok(Opened::Batch(Incoming { gateway, key: key.to_bytes(), batch }))
+            Ok(Opened::Batch(Incoming { gateway, key: key.to_bytes(), content: batch }))
         }
         (Uplink::Live(live), Channel::Live) => Ok(Opened::Live(gateway, live)),
         (Uplink::Status(status), Channel::Status) => Ok(Opened::Status(gateway, status)),
-        // Nobody sends commands yet.
-        (Uplink::CommandResult(_), Channel::Status) => Ok(Opened::Other(gateway)),
+        (Uplink::CommandResult(result), Channel::Status) => Ok(Opened::Result(gateway, result)),
+        (Uplink::Catalogs(catalogs), Channel::Status) => {
+            Ok(Opened::Catalogs(Incoming { gateway, key: key.to_bytes(), content: catalogs }))
+        }
         _ => Err("channel"),
     }
 }

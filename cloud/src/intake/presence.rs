@@ -9,7 +9,7 @@ use std::{
 
 use gemba_shared::{
     ids::MachineId,
-    message::{Live, LiveMachine, Status},
+    message::{CommandResult, Live, LiveMachine, Status},
     telemetry::Timestamp,
 };
 use tokio::time::MissedTickBehavior;
@@ -21,12 +21,16 @@ use crate::{
     clock,
     live::Change,
     machines::{self, Judged, Known},
-    store::{StoreError, catalog::MachineKey, states::StateRow},
+    store::{StoreError, catalog::MachineKey, commands, states::StateRow},
 };
 
 const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// A gateway that was not heard for this long is told where its lanes stand.
+const GREET_AFTER: Duration = Duration::from_secs(10);
 /// How often gateways are looked through for those that went silent or came back.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// Answers to commands that wait to be written; a gateway says one that was dropped again.
+const RESULTS_MAX: usize = 256;
 /// Machines of one live message that are looked at.
 const LIVE_MACHINES_MAX: usize = 10_000;
 
@@ -39,6 +43,7 @@ struct Gathered {
     heard: BTreeSet<Uuid>,
     live: HashMap<(Uuid, MachineId), (Timestamp, LiveMachine)>,
     status: HashMap<Uuid, Status>,
+    results: Vec<(Uuid, CommandResult)>,
 }
 
 impl Presence {
@@ -63,6 +68,14 @@ impl Presence {
         self.with(|gathered| gathered.status.insert(gateway, status));
     }
 
+    pub fn result(&self, gateway: Uuid, result: CommandResult) {
+        self.with(|gathered| {
+            if gathered.results.len() < RESULTS_MAX {
+                gathered.results.push((gateway, result));
+            }
+        });
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut Gathered) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -75,13 +88,17 @@ pub(super) async fn run(intake: Arc<Intake>, presence: Arc<Presence>, cancel: Ca
     // Nobody was listening before: a gateway is offline only when it was silent while somebody was.
     let mut listening_since = Instant::now();
     let mut failing = false;
+    let mut greeted = HashMap::new();
     loop {
         let stop = tokio::select! {
             () = cancel.cancelled() => true,
             _ = ticks.tick() => false,
         };
         let gathered = presence.with(take);
-        let mut done = write(&intake, gathered).await;
+        let mut done = greet(&intake, &gathered.heard, &mut greeted).await;
+        if done.is_ok() {
+            done = write(&intake, gathered).await;
+        }
         let grace = intake.parts.settings.offline_after.unsigned_abs();
         if done.is_ok() && !stop && listening_since.elapsed() > grace && watched_at.elapsed() > WATCH_EVERY {
             watched_at = Instant::now();
@@ -104,6 +121,24 @@ pub(super) async fn run(intake: Arc<Intake>, presence: Arc<Presence>, cancel: Ca
     }
 }
 
+/// Tells gateways that were not heard here for a while how far their lanes are stored: after an outage they need not
+/// find out by waiting.
+async fn greet(
+    intake: &Intake,
+    heard: &BTreeSet<Uuid>,
+    greeted: &mut HashMap<Uuid, Instant>,
+) -> Result<(), StoreError> {
+    greeted.retain(|_, at| at.elapsed() < GREET_AFTER);
+    let new: Vec<Uuid> = heard.iter().copied().filter(|gateway| !greeted.contains_key(gateway)).collect();
+    if !new.is_empty() {
+        for (lane, stored) in intake.parts.store.lanes_of(&new).await? {
+            intake.receipt(lane, stored);
+        }
+    }
+    greeted.extend(heard.iter().map(|gateway| (*gateway, Instant::now())));
+    Ok(())
+}
+
 async fn write(intake: &Intake, gathered: Gathered) -> Result<(), StoreError> {
     let store = &intake.parts.store;
     if !gathered.heard.is_empty() {
@@ -113,6 +148,11 @@ async fn write(intake: &Intake, gathered: Gathered) -> Result<(), StoreError> {
     for (gateway, status) in gathered.status {
         store.gateway_status(gateway, &status).await?;
         tell(intake, Change::Gateway(gateway));
+    }
+    for (gateway, result) in gathered.results {
+        if commands::answered(store, gateway, &result, clock::now()).await? {
+            tell(intake, Change::Gateway(gateway));
+        }
     }
     let mut keys = Vec::new();
     let mut machines: Vec<LiveMachine> = Vec::new();

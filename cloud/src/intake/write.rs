@@ -6,14 +6,18 @@ use std::{
 };
 
 use deadpool_postgres::Transaction;
-use gemba_shared::message::{Downlink, Epoch, Lane, Receipt, Refused, Seq};
-use gemba_shared::telemetry::Record;
+use gemba_shared::{
+    ids::MachineId,
+    lane::{Stored, Take, step},
+    message::{Batch, CatalogWanted, Downlink, Epoch, Lane, Receipt, Refused, Seq},
+    telemetry::Record,
+};
 use jiff::{Timestamp, civil::Date};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Group, Incoming, Intake, Pause, lane};
+use super::{Group, Incoming, Intake, Pause};
 use crate::{
     clock,
     live::Change,
@@ -21,17 +25,20 @@ use crate::{
     metrics::Metrics,
     store::{
         StoreError,
-        catalog::{self, MachineKey},
+        catalog::{self as catalogs, MachineKey},
         gateways,
         lanes::{self, GapRow, LaneKey, RefusalRow},
         summaries,
     },
 };
 
+mod catalog;
 mod records;
 
 use records::Records;
 
+/// Reasons that a catalog may take away.
+const NEEDS_CATALOG: [&str; 2] = ["unknown_machine", "more_sensors_than_catalog"];
 /// Partitions that are known to be there, at most.
 const DAYS_MAX: usize = 8_192;
 
@@ -39,9 +46,11 @@ const DAYS_MAX: usize = 8_192;
 #[derive(Debug, Default, PartialEq)]
 pub struct Outcome {
     /// How far each lane of the group is stored.
-    pub through: BTreeMap<LaneKey, u64>,
+    pub stored: BTreeMap<LaneKey, Stored>,
     /// Records refused for good, now or before.
     pub refused: Vec<RefusalRow>,
+    /// Records that wait, with their lanes, until their machine's catalog is sent.
+    pub wanted: Vec<(LaneKey, CatalogWanted)>,
     pub changes: Vec<Change>,
     pub counts: Counts,
 }
@@ -51,6 +60,8 @@ pub struct Counts {
     pub records: u64,
     pub again: u64,
     pub early: u64,
+    /// Batches of a gateway that has other records than are stored.
+    pub diverged: u64,
     pub gaps: u64,
     pub summaries: u64,
     pub summaries_known: u64,
@@ -58,6 +69,15 @@ pub struct Counts {
     /// Batches of gateways that are not enrolled with that key any more.
     pub strangers: u64,
     pub refused: Vec<&'static str>,
+}
+
+/// A batch as far as it is taken.
+struct Taken<'a> {
+    lane: LaneKey,
+    batch: &'a Batch,
+    skip: usize,
+    /// How far the lane is stored without it.
+    before: Stored,
 }
 
 /// Days whose partitions this process has seen.
@@ -88,6 +108,12 @@ pub(super) async fn run(intake: Arc<Intake>, mut groups: mpsc::Receiver<Group>, 
     let mut refused_by_database = 0_u64;
     while let Some(mut group) = groups.recv().await {
         let mut pause = Pause::default();
+        // First: a batch behind may need them.
+        for catalogs in &group.catalogs {
+            if !catalog::take(&intake, catalogs, &mut pause, &cancel).await {
+                return;
+            }
+        }
         while !group.batches.is_empty() {
             match intake.write(&group.batches, &days, clock::now()).await {
                 Ok(outcome) => {
@@ -157,8 +183,8 @@ impl Intake {
     /// # Errors
     /// If the database cannot be reached or refuses; nothing was stored then, or it was and the answer is lost: the
     /// same call again settles both.
-    pub async fn write(&self, batches: &[Incoming], days: &Days, now: Timestamp) -> Result<Outcome, StoreError> {
-        let wanted = batches.iter().flat_map(|incoming| &incoming.batch.records).filter_map(|record| match record {
+    pub async fn write(&self, batches: &[Incoming<Batch>], days: &Days, now: Timestamp) -> Result<Outcome, StoreError> {
+        let wanted = batches.iter().flat_map(|incoming| &incoming.content.records).filter_map(|record| match record {
             Record::Summary(summary) => machines::time(summary.start, now).ok().map(summaries::day),
             _ => None,
         });
@@ -176,68 +202,39 @@ impl Intake {
     async fn take(
         &self,
         transaction: &Transaction<'_>,
-        batches: &[Incoming],
+        batches: &[Incoming<Batch>],
         now: Timestamp,
     ) -> Result<Outcome, StoreError> {
         let mut outcome = Outcome::default();
         let ids: Vec<Uuid> = batches.iter().map(|batch| batch.gateway).collect::<BTreeSet<_>>().into_iter().collect();
         let enrolled = gateways::enrolled(transaction, &ids).await?;
         let given = batches.len();
-        let mut batches: Vec<(LaneKey, &Incoming)> = batches
+        let mut batches: Vec<(LaneKey, &Incoming<Batch>)> = batches
             .iter()
             .filter(|batch| enrolled.get(&batch.gateway) == Some(&batch.key))
-            .map(|batch| (key(batch.gateway, batch.batch.seq), batch))
+            .map(|batch| (key(batch.gateway, batch.content.seq), batch))
             .collect();
         outcome.counts.strangers = (given - batches.len()) as u64;
-        batches.sort_by_key(|(key, incoming)| (*key, incoming.batch.seq.number));
-        outcome.through = lanes::lock(transaction, batches.iter().map(|(key, _)| *key)).await?;
+        batches.sort_by_key(|(key, incoming)| (*key, incoming.content.seq.number));
+        outcome.stored = lanes::lock(transaction, batches.iter().map(|(key, _)| *key)).await?;
 
-        let mut records = Records::new(transaction, &self.parts.settings, now);
         let mut taken = Vec::new();
-        for (key, incoming) in batches {
-            let batch = &incoming.batch;
-            let through = outcome.through.get(&key).copied().unwrap_or_default();
-            let step = lane::step(through, batch.seq.number, batch.records.len(), batch.oldest);
-            outcome.through.insert(key, step.through);
-            if let Some((first, last)) = step.gap {
-                outcome.counts.gaps += 1;
-                let (first, last) = (first.cast_signed(), last.cast_signed());
-                let gap = GapRow { lane: key, first, last, count: last - first + 1, reason: "skipped" };
-                lanes::insert_gap(transaction, &gap).await?;
-            }
-            let Some(skip) = step.skip else {
-                outcome.counts.early += 1;
-                continue;
-            };
-            if skip > 0 {
-                outcome.counts.again += skip as u64;
-                let first = batch.seq.number.cast_signed();
-                let again = lanes::refusals(transaction, key, first, first + skip as i64 - 1).await?;
-                outcome.refused.extend(again);
-            }
-            taken.push((key, batch, skip));
+        for (lane, incoming) in batches {
+            taken.extend(place(transaction, lane, &incoming.content, &mut outcome).await?);
         }
-        let names = taken.iter().flat_map(|(key, batch, skip)| {
+        let names = taken.iter().flat_map(|Taken { lane, batch, skip, .. }| {
             batch.records[*skip..].iter().filter_map(|record| {
-                Some(MachineKey { gateway: key.gateway, epoch: key.epoch, name: name(record)?.to_owned() })
+                Some(MachineKey { gateway: lane.gateway, epoch: lane.epoch, name: name(record)?.to_string() })
             })
         });
         let names: BTreeSet<MachineKey> = names.collect();
-        records.known = catalog::machines(transaction, names.iter()).await?;
-        for (key, batch, skip) in taken {
-            for (i, record) in batch.records.iter().enumerate().skip(skip) {
-                outcome.counts.records += 1;
-                if let Err(reason) = records.take(key, record).await? {
-                    let number = (batch.seq.number + i as u64).cast_signed();
-                    let row = RefusalRow { lane: key, number, reason: reason.to_owned() };
-                    lanes::insert_refusal(transaction, &row).await?;
-                    outcome.counts.refused.push(reason);
-                    outcome.refused.push(row);
-                }
-            }
+        let mut records = Records::new(transaction, &self.parts.settings, now);
+        records.known = catalogs::machines(transaction, names.iter()).await?;
+        for taken in taken {
+            take_records(&mut records, taken, &mut outcome).await?;
         }
         records.finish(&mut outcome).await?;
-        lanes::advance(transaction, &outcome.through).await?;
+        lanes::advance(transaction, &outcome.stored).await?;
         Ok(outcome)
     }
 
@@ -248,10 +245,12 @@ impl Intake {
             let Some(seq) = seq(row.lane, row.number.cast_unsigned()) else { continue };
             self.answer(row.lane.gateway, &Downlink::Refused(Refused { seq, reason: row.reason.clone() }));
         }
-        let now = clock::to_wire(clock::now());
-        for (key, through) in outcome.through {
-            let Some(Seq { epoch, lane, number: through }) = seq(key, through) else { continue };
-            self.answer(key.gateway, &Downlink::Receipt(Receipt { epoch, lane, through, now }));
+        for (lane, wanted) in outcome.wanted {
+            metrics.catalogs_wanted.inc();
+            self.answer(lane.gateway, &Downlink::CatalogWanted(wanted));
+        }
+        for (lane, stored) in outcome.stored {
+            self.receipt(lane, stored);
         }
         for change in outcome.changes {
             // An error says that nobody watches, which is no fault.
@@ -263,6 +262,7 @@ impl Intake {
         metrics.records.inc_by(counts.records);
         metrics.records_again.inc_by(counts.again);
         metrics.batches_early.inc_by(counts.early);
+        metrics.batches_diverged.inc_by(counts.diverged);
         metrics.gaps.inc_by(counts.gaps);
         metrics.summaries.inc_by(counts.summaries);
         metrics.summaries_known.inc_by(counts.summaries_known);
@@ -274,6 +274,81 @@ impl Intake {
             Metrics::count(&metrics.frames_refused, "not_enrolled");
         }
     }
+
+    /// Tells a gateway how far a lane of it is stored.
+    pub(super) fn receipt(&self, lane: LaneKey, stored: Stored) {
+        let Some(Seq { epoch, lane: name, number: through }) = seq(lane, stored.through) else { return };
+        let receipt = Receipt { epoch, lane: name, through, now: clock::to_wire(clock::now()), tail: stored.tail };
+        self.answer(lane.gateway, &Downlink::Receipt(receipt));
+    }
+}
+
+/// Where a batch stands in its lane; `None` where nothing of it is taken.
+async fn place<'a>(
+    transaction: &Transaction<'_>,
+    lane: LaneKey,
+    batch: &'a Batch,
+    outcome: &mut Outcome,
+) -> Result<Option<Taken<'a>>, StoreError> {
+    let stored = outcome.stored.get(&lane).copied().unwrap_or_default();
+    let step = step(stored, batch);
+    outcome.stored.insert(lane, step.stored);
+    let mut before = stored;
+    if let Some((first, last)) = step.gap {
+        before = Stored { through: last, tail: None };
+        outcome.counts.gaps += 1;
+        let (first, last) = (first.cast_signed(), last.cast_signed());
+        let gap = GapRow { lane, first, last, count: last - first + 1, reason: "skipped" };
+        lanes::insert_gap(transaction, &gap).await?;
+    }
+    let skip = match step.take {
+        Take::Behind(skip) => skip,
+        Take::Early => {
+            outcome.counts.early += 1;
+            return Ok(None);
+        }
+        Take::Diverged => {
+            outcome.counts.diverged += 1;
+            return Ok(None);
+        }
+    };
+    if skip > 0 {
+        outcome.counts.again += skip as u64;
+        let first = batch.seq.number.cast_signed();
+        let again = lanes::refusals(transaction, lane, first, first + skip as i64 - 1).await?;
+        outcome.refused.extend(again);
+    }
+    Ok(Some(Taken { lane, batch, skip, before }))
+}
+
+/// Takes the new records of a batch, up to one that has to wait for a catalog.
+async fn take_records(records: &mut Records<'_>, taken: Taken<'_>, outcome: &mut Outcome) -> Result<(), StoreError> {
+    let Taken { lane, batch, skip, before } = taken;
+    if outcome.wanted.iter().any(|(waiting, _)| *waiting == lane) {
+        outcome.counts.early += 1;
+        return Ok(());
+    }
+    for (i, record) in batch.records.iter().enumerate().skip(skip) {
+        let Err(reason) = records.take(lane, record).await? else {
+            outcome.counts.records += 1;
+            continue;
+        };
+        let number = batch.seq.number + i as u64;
+        if let (true, Some(machine)) = (NEEDS_CATALOG.contains(&reason), name(record)) {
+            let Some(seq) = seq(lane, number) else { continue };
+            outcome.wanted.push((lane, CatalogWanted { seq, machine: machine.clone() }));
+            let last = i.checked_sub(1).map(|last| batch.records[last].digest());
+            let reached = last.map_or(before, |digest| Stored { through: number - 1, tail: Some(digest) });
+            outcome.stored.insert(lane, reached);
+            return Ok(());
+        }
+        outcome.counts.records += 1;
+        let row = RefusalRow { lane, number: number.cast_signed(), reason: reason.to_owned() };
+        lanes::insert_refusal(records.transaction(), &row).await?;
+        outcome.counts.refused.push(reason);
+        outcome.refused.push(row);
+    }
+    Ok(())
 }
 
 fn key(gateway: Uuid, seq: Seq) -> LaneKey {
@@ -289,11 +364,11 @@ fn seq(key: LaneKey, number: u64) -> Option<Seq> {
     Some(Seq { epoch: Epoch(key.epoch.cast_unsigned()), lane, number })
 }
 
-fn name(record: &Record) -> Option<&str> {
+fn name(record: &Record) -> Option<&MachineId> {
     match record {
-        Record::Catalog(catalog) => Some(catalog.machine.as_str()),
-        Record::Summary(summary) => Some(summary.machine.as_str()),
-        Record::Event(event) => Some(event.machine.as_str()),
+        Record::Catalog(catalog) => Some(&catalog.machine),
+        Record::Summary(summary) => Some(&summary.machine),
+        Record::Event(event) => Some(&event.machine),
         Record::Gap(_) => None,
     }
 }

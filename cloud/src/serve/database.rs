@@ -1,6 +1,7 @@
 //! The database of the configuration: one that is given, or the private cluster.
 
 use anyhow::Context as _;
+use gemba_mqtt::tls::{Pem, Trust};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,7 +30,12 @@ impl Database {
             let how = cluster.config();
             (Some(cluster), how)
         };
-        let store = Store::new(how, config.database_connections_max).context("cannot set the database up")?;
+        let trust = match &config.database_ca_file {
+            Some(file) => Trust::Only(Pem::file(file).context("database_ca_file")?),
+            None => Trust::System,
+        };
+        let store =
+            Store::trusting(how, config.database_connections_max, &trust).context("cannot set the database up")?;
         Ok(Self { store, cluster })
     }
 

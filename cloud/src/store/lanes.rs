@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use deadpool_postgres::Transaction;
+use gemba_shared::lane::Stored;
 use uuid::Uuid;
 
-use super::StoreError;
+use super::{Store, StoreError};
 
 /// A lane of an outbox. Their order is the order in which they are locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +55,7 @@ fn columns(keys: impl Iterator<Item = LaneKey>) -> Columns {
 pub async fn lock(
     transaction: &Transaction<'_>,
     keys: impl Iterator<Item = LaneKey>,
-) -> Result<BTreeMap<LaneKey, u64>, StoreError> {
+) -> Result<BTreeMap<LaneKey, Stored>, StoreError> {
     let mut keys: Vec<LaneKey> = keys.collect();
     keys.sort_unstable();
     keys.dedup();
@@ -70,7 +71,7 @@ pub async fn lock(
     transaction.execute(&insert, &[&gateways, &epochs, &lanes]).await?;
     let select = transaction
         .prepare_cached(
-            "SELECT gateway_id, epoch, lane, lanes.through
+            "SELECT gateway_id, epoch, lane, lanes.through, lanes.tail
              FROM lanes JOIN unnest($1::uuid[], $2::bigint[], $3::smallint[]) AS wanted (gateway_id, epoch, lane)
                   USING (gateway_id, epoch, lane)
              ORDER BY 1, 2, 3
@@ -78,24 +79,47 @@ pub async fn lock(
         )
         .await?;
     let rows = transaction.query(&select, &[&gateways, &epochs, &lanes]).await?;
-    let key = |row: &tokio_postgres::Row| LaneKey { gateway: row.get(0), epoch: row.get(1), lane: row.get(2) };
-    Ok(rows.iter().map(|row| (key(row), row.get::<_, i64>(3).cast_unsigned())).collect())
+    Ok(rows.iter().map(read).collect())
+}
+
+fn read(row: &tokio_postgres::Row) -> (LaneKey, Stored) {
+    let key = LaneKey { gateway: row.get(0), epoch: row.get(1), lane: row.get(2) };
+    let tail = row.get::<_, Option<i64>>(4).and_then(|tail| u32::try_from(tail).ok());
+    (key, Stored { through: row.get::<_, i64>(3).cast_unsigned(), tail })
+}
+
+impl Store {
+    /// How far the lanes of these gateways' latest outboxes are stored.
+    ///
+    /// # Errors
+    /// If the database cannot be reached or refuses.
+    pub async fn lanes_of(&self, gateways: &[Uuid]) -> Result<BTreeMap<LaneKey, Stored>, StoreError> {
+        let client = self.client().await?;
+        let select = client
+            .prepare_cached(
+                "SELECT DISTINCT ON (gateway_id, lane) gateway_id, epoch, lane, through, tail FROM lanes
+                 WHERE gateway_id = ANY($1) ORDER BY gateway_id, lane, updated_at DESC",
+            )
+            .await?;
+        Ok(client.query(&select, &[&gateways]).await?.iter().map(read).collect())
+    }
 }
 
 /// Sets how far locked lanes are stored.
-pub async fn advance(transaction: &Transaction<'_>, through: &BTreeMap<LaneKey, u64>) -> Result<(), StoreError> {
-    let Columns { gateways, epochs, lanes } = columns(through.keys().copied());
-    let numbers: Vec<i64> = through.values().map(|number| number.cast_signed()).collect();
+pub async fn advance(transaction: &Transaction<'_>, stored: &BTreeMap<LaneKey, Stored>) -> Result<(), StoreError> {
+    let Columns { gateways, epochs, lanes } = columns(stored.keys().copied());
+    let numbers: Vec<i64> = stored.values().map(|stored| stored.through.cast_signed()).collect();
+    let tails: Vec<Option<i64>> = stored.values().map(|stored| stored.tail.map(i64::from)).collect();
     let update = transaction
         .prepare_cached(
-            "UPDATE lanes SET through = wanted.through, updated_at = now()
-             FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::bigint[])
-                  AS wanted (gateway_id, epoch, lane, through)
+            "UPDATE lanes SET through = wanted.through, tail = wanted.tail, updated_at = now()
+             FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::bigint[], $5::bigint[])
+                  AS wanted (gateway_id, epoch, lane, through, tail)
              WHERE lanes.gateway_id = wanted.gateway_id AND lanes.epoch = wanted.epoch AND lanes.lane = wanted.lane
                AND lanes.through < wanted.through",
         )
         .await?;
-    transaction.execute(&update, &[&gateways, &epochs, &lanes, &numbers]).await?;
+    transaction.execute(&update, &[&gateways, &epochs, &lanes, &numbers, &tails]).await?;
     Ok(())
 }
 

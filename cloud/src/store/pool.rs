@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use tokio_postgres::{Config, NoTls};
+use gemba_mqtt::tls::Trust;
+use tokio_postgres::Config;
 
-use super::StoreError;
+use super::{StoreError, tls::Tls};
 
 /// How long a request waits for a free connection, and a connection for the server.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -25,12 +26,20 @@ impl Store {
     ///
     /// # Errors
     /// If the pool cannot be made.
-    pub fn new(mut config: Config, connections_max: usize) -> anyhow::Result<Self> {
+    pub fn new(config: Config, connections_max: usize) -> anyhow::Result<Self> {
+        Self::trusting(config, connections_max, &Trust::System)
+    }
+
+    /// The same; a server with TLS (`sslmode=require`) must show a certificate of `trust`.
+    ///
+    /// # Errors
+    /// If the pool cannot be made, or `trust` holds no certificate.
+    pub fn trusting(mut config: Config, connections_max: usize, trust: &Trust) -> anyhow::Result<Self> {
+        let tls = Tls::of(&mut config, trust)?;
         let given = config.get_options().unwrap_or_default().to_owned();
         // What the URL says comes last and wins.
         config.options(format!("{SERVER_LIMITS} {given}")).application_name("gemba-cloud").connect_timeout(CONNECT_MAX);
-        let manager =
-            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
+        let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
         let pool = Pool::builder(manager)
             .max_size(connections_max)
             .wait_timeout(Some(WAIT_MAX))

@@ -123,7 +123,7 @@ async fn a_replacement_takes_over_the_machines_and_ends_the_old_one() {
     assert_eq!(rows(&store, "SELECT name, state FROM gateways ORDER BY 1").await, "new enrolled\nold revoked");
 
     let mut next = new.incoming(summaries(1, vec![catalog("m", 1, &["b", "a"]), summary("m", ago(20), &[2.5, 1.5])]));
-    next.batch.seq.epoch = Epoch(1);
+    next.content.seq.epoch = Epoch(1);
     let late = old.incoming(summaries(3, vec![summary("m", ago(10), &[9.0, 9.0])]));
     let outcome = bench.intake.write(&[next, late], &days, clock::now()).await.unwrap();
     assert_eq!((outcome.counts.records, outcome.counts.strangers), (2, 1));

@@ -89,8 +89,8 @@ impl Gateway {
         GatewayId::from_bytes(*self.id.as_bytes())
     }
 
-    pub(crate) fn incoming(&self, batch: Batch) -> Incoming {
-        Incoming { gateway: self.id, key: self.key.verifying_key().to_bytes(), batch }
+    pub(crate) fn incoming(&self, batch: Batch) -> Incoming<Batch> {
+        Incoming { gateway: self.id, key: self.key.verifying_key().to_bytes(), content: batch }
     }
 
     pub(crate) fn publish(&self, message: &Uplink, channel: Channel) -> Publish {
@@ -110,7 +110,7 @@ impl Gateway {
 }
 
 pub(crate) fn batch(lane: Lane, number: u64, records: Vec<Record>) -> Batch {
-    Batch { seq: Seq { epoch: Epoch(u64::MAX - 5), lane, number }, oldest: 1, records }
+    Batch { seq: Seq { epoch: Epoch(u64::MAX - 5), lane, number }, oldest: 1, before: None, records }
 }
 
 pub(crate) fn summaries(number: u64, records: Vec<Record>) -> Batch {

@@ -54,7 +54,7 @@ fn every_fault_is_told_with_its_line_and_key() {
     check("[gateway]\ndata_dri = \"x\"\n", &[(2, "gateway.data_dri", "did you mean `data_dir`?")]);
     check("[mqqt]\n[x]\ny = 1\n", &[(1, "mqqt", "did you mean `mqtt`?"), (2, "x", "here may stand")]);
     check("[gateway]\ndata_dir = 5\n", &[(2, "gateway.data_dir", "it should be a text in quotes")]);
-    check("[gateway]\nclock = \"ntp\"\n", &[(2, "gateway.clock", "\"auto\", \"trusted\"")]);
+    check("[gateway]\nclock = \"ntp\"\n", &[(2, "gateway.clock", "\"auto\", \"trusted\", \"cloud\"")]);
     check(
         "[defaults]\nstep = \"10\"\ninterval = \"1 fortnight\"\n",
         &[(2, "defaults.step", "for example \"10s\""), (3, "defaults.interval", "ms, s, min, h, d")],

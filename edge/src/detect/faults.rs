@@ -36,6 +36,15 @@ impl Faults {
         self.0.get(sensor).is_some_and(|watch| watch.frozen.is_some())
     }
 
+    /// Ends what is active, and looks for it anew.
+    pub fn close(&mut self, events: &mut Vec<EventKind>) {
+        for (ix, watch) in self.0.iter_mut().enumerate() {
+            tell(&mut watch.frozen, false, watch.since, ix, SensorFaultKind::Frozen, events);
+            tell(&mut watch.missing, false, watch.since, ix, SensorFaultKind::Missing, events);
+            (watch.value, watch.run) = (f32::NAN, 0);
+        }
+    }
+
     /// A step of the calibration.
     pub fn learn(&mut self, step: &Step) {
         self.count(step);

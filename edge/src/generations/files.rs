@@ -53,10 +53,16 @@ fn holder(file: &mut File) -> String {
     }
 }
 
+/// The generations in a directory. Those that were being deleted are deleted.
 pub(super) fn ordinals(dir: &Path) -> Result<Vec<u64>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(|source| failed("read", dir, source))? {
         let entry = entry.map_err(|source| failed("read", dir, source))?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(GONE))
+            && let Err(error) = remove_files(&entry.path())
+        {
+            tracing::warn!(%error, "a deleted generation stays on the disk; the next start tries again");
+        }
         if let Some(name) = entry.file_name().to_str()
             && name.len() == 20
             && let Ok(ordinal) = name.parse()
@@ -82,7 +88,24 @@ pub(super) fn open_file(path: &Path) -> Result<File, StoreError> {
         .map_err(|source| failed("open", path, source))
 }
 
+/// What the names of generations begin with while they are deleted.
+const GONE: &str = "gone-";
+
+/// Deletes a generation: first its name, at a stroke, then its files. A power cut in between would else leave some of them,
+/// which look like a generation that is damaged.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let gone = path.with_file_name(format!("{GONE}{name}"));
+    remove_files(&gone)?;
+    match fs::rename(path, &gone) {
+        Ok(()) => remove_files(&gone),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A disk may be too full for a longer name.
+        Err(_) => remove_files(path),
+    }
+}
+
+fn remove_files(path: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("delete", path, source)),
         _ => Ok(()),

@@ -182,11 +182,15 @@ impl Generations {
         tail: &[u8],
         fill: impl FnOnce(&mut Self, &mut Filler<'_>) -> Result<(), E>,
     ) -> Result<u64, E> {
-        if let Some(Newest { files: Some((file, tail_file)), .. }) = &self.newest {
+        if let Some(Newest { files: Some((file, tail_file)), ordinal, appends, tail, .. }) = &self.newest {
             if self.syncs.waiting_since.take().is_some() {
                 file.sync_data().map_err(|source| failed("sync", &self.dir, source))?;
             }
-            tail_file.sync_data().map_err(|source| failed("sync the tail in", &self.dir, source))?;
+            // A closed generation goes by this file, and after a power cut it is behind the rows.
+            let commit = Commit { ordinal: *ordinal, appends: *appends, sealed: false, tail: tail.clone() };
+            write_tail(tail_file, &commit)
+                .and_then(|()| tail_file.sync_data())
+                .map_err(|source| failed("sync the tail in", &self.dir, source))?;
         }
         let tail_of = |this: &mut Self, filler: &mut Filler<'_>| fill(this, filler).map(|()| tail.to_owned());
         let (ordinal, db, commit) = self.write_new(false, tail_of)?;

@@ -15,9 +15,6 @@ use gemba_shared::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::WINDOW_MAX;
-use crate::window::RECENT;
-
 /// Batches of acknowledged messages on their way to the ledger.
 const LEDGER_BATCHES: usize = 64;
 
@@ -31,18 +28,6 @@ pub enum Format {
     Number,
     /// `{"time":"2026-01-31T12:00:00.000000Z","value":1.5}`
     Json,
-}
-
-impl Format {
-    /// How many messages of a sensor may be in flight: as many readings as the gateway knows again. Without a time it
-    /// knows none.
-    #[must_use]
-    pub const fn window_of_sensor(self) -> usize {
-        match self {
-            Self::Number => WINDOW_MAX,
-            Self::Json => RECENT,
-        }
-    }
 }
 
 /// One reading of a feed's sensor.

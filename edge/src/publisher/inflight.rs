@@ -8,9 +8,6 @@ use super::feed::Message;
 #[derive(Debug)]
 pub struct InFlight {
     capacity: usize,
-    capacity_of_sensor: usize,
-    /// How many messages of each sensor are among the entries.
-    of_sensor: Vec<u32>,
     next_id: u16,
     entries: VecDeque<Entry>,
 }
@@ -24,17 +21,16 @@ struct Entry {
 }
 
 impl InFlight {
-    /// At most `capacity` messages, which is below 65,535, and `capacity_of_sensor` for each of `sensors`.
+    /// At most `capacity` messages, which is below 65,535.
     #[must_use]
-    pub fn new(capacity: usize, capacity_of_sensor: usize, sensors: usize) -> Self {
-        let entries = VecDeque::with_capacity(capacity.min(1_024));
-        Self { capacity, capacity_of_sensor, of_sensor: vec![0; sensors], next_id: 1, entries }
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, next_id: 1, entries: VecDeque::with_capacity(capacity.min(1_024)) }
     }
 
-    /// Whether a message of this sensor must wait.
+    /// Whether the next message must wait.
     #[must_use]
-    pub fn is_full(&self, sensor: u32) -> bool {
-        self.entries.len() >= self.capacity || self.of_sensor[sensor as usize] as usize >= self.capacity_of_sensor
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= self.capacity
     }
 
     #[must_use]
@@ -51,7 +47,6 @@ impl InFlight {
     pub fn push(&mut self, message: Message, sent: Instant) -> u16 {
         let id = self.next_id;
         self.next_id = id.checked_add(1).unwrap_or(1);
-        self.of_sensor[message.sensor as usize] += 1;
         self.entries.push_back(Entry { id, message, sent, answered: false });
         id
     }
@@ -71,7 +66,6 @@ impl InFlight {
         // A message that was resent may be answered twice.
         if !entry.answered {
             entry.answered = true;
-            self.of_sensor[entry.message.sensor as usize] -= 1;
             settled(entry.message, entry.sent);
         }
         while self.entries.front().is_some_and(|entry| entry.answered) {
@@ -98,7 +92,7 @@ mod tests {
 
     #[test]
     fn identifiers_go_round_and_never_are_zero() {
-        let mut window = InFlight::new(10, 10, 1);
+        let mut window = InFlight::new(10);
         let mut settled = 0_u32;
         for round in 0..200_000_u32 {
             let id = window.push(message(round), Instant::now());
@@ -115,20 +109,10 @@ mod tests {
     }
 
     #[test]
-    fn a_sensor_cannot_fill_the_window_alone() {
-        let mut window = InFlight::new(4, 2, 2);
-        let first = window.push(message(0), Instant::now());
-        window.push(message(1), Instant::now());
-        assert!(window.is_full(0) && !window.is_full(1));
-        assert!(window.acknowledge(first, |_, _| {}));
-        assert!(!window.is_full(0));
-    }
-
-    #[test]
     fn each_message_settles_once_in_any_order() {
-        let mut window = InFlight::new(4, 4, 1);
+        let mut window = InFlight::new(4);
         let ids: Vec<u16> = (0..4).map(|value| window.push(message(value), Instant::now())).collect();
-        assert!(window.is_full(0));
+        assert!(window.is_full());
         let mut settled = Vec::new();
         let mut acknowledge =
             |window: &mut InFlight, id| window.acknowledge(id, |message, _| settled.push(message.value));

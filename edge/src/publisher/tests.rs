@@ -71,13 +71,7 @@ fn feed() -> Feed {
 }
 
 fn settings() -> Settings {
-    Settings {
-        client_id: "device".into(),
-        at_least_once: true,
-        window: 100,
-        window_of_sensor: 100,
-        first_connect: Duration::from_secs(10),
-    }
+    Settings { client_id: "device".into(), at_least_once: true, window: 100, first_connect: Duration::from_secs(10) }
 }
 
 fn message(number: u32) -> Message {

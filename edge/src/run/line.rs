@@ -17,16 +17,17 @@ use gemba_mqtt::delivery::Delivery;
 use gemba_shared::message::{LiveMachine, Outcome};
 use tokio::{
     runtime::Handle,
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
+    config::Config,
     ingest::Decoder,
-    pipeline::{Pipeline, PipelineCounters, PipelineError},
-    reading::{Now, Reading},
+    pipeline::{Pipeline, PipelineCounters, PipelineError, PipelineSettings},
+    reading::Reading,
     uplink::Order,
 };
 
@@ -39,6 +40,13 @@ const LIVE_EVERY: Duration = Duration::from_secs(1);
 /// After a failure of the disk.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
+/// Another configuration for the line; `done` is told when it was taken.
+pub(super) struct Change {
+    pub(super) config: Arc<Config>,
+    pub(super) pipeline: PipelineSettings,
+    pub(super) done: oneshot::Sender<()>,
+}
+
 /// What the line tells of itself.
 #[derive(Debug, Default)]
 pub(super) struct LineState {
@@ -48,9 +56,16 @@ pub(super) struct LineState {
     /// Intervals that hold readings and are not in a summary yet.
     pub(super) open_intervals: AtomicU64,
     pub(super) disk_failures: AtomicU64,
-    /// What the disk says since it last failed; empty while it works.
-    pub(super) disk: Mutex<Option<String>>,
+    /// What the disk says since it began to fail, and since when; empty while it works.
+    pub(super) disk: Mutex<Option<(i64, String)>>,
     pub(super) counters: Mutex<PipelineCounters>,
+}
+
+impl LineState {
+    /// In microseconds of the monotonic clock.
+    pub(super) fn disk_failing_since_us(&self) -> Option<i64> {
+        lock(&self.disk).as_ref().map(|(since, _)| *since)
+    }
 }
 
 /// The line with everything it works with.
@@ -60,6 +75,7 @@ pub(super) struct Line {
     pub(super) clock: Arc<Clock>,
     pub(super) deliveries: mpsc::Receiver<Delivery>,
     pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) changes: mpsc::Receiver<Change>,
     /// Woken when something was appended to the outbox.
     pub(super) appended: Arc<Notify>,
     pub(super) live: watch::Sender<Arc<Vec<LiveMachine>>>,
@@ -84,6 +100,7 @@ impl Line {
         let mut readings: Vec<Reading> = Vec::new();
         let mut tick_at = Instant::now();
         let mut live_at = tick_at;
+        let mut change = None;
         loop {
             let received =
                 runtime.block_on(async { timeout_at(tick_at, self.deliveries.recv_many(&mut batch, BATCH_MAX)).await });
@@ -96,10 +113,11 @@ impl Line {
                 tick_at = instant + TICK_EVERY;
                 self.tick();
                 self.obey();
+                self.change(&mut change);
             }
             if instant >= live_at {
                 live_at = instant + LIVE_EVERY;
-                self.live.send_replace(Arc::new(self.pipeline.live()));
+                self.live.send_replace(Arc::new(self.pipeline.live(self.clock.now())));
             }
             self.state.progress_us.store(self.clock.now().mono_us, Relaxed);
             if ended {
@@ -121,7 +139,7 @@ impl Line {
             }
         }
         // While the disk fails, time stands still for the windows: what waits behind this batch is not late for it.
-        while let Err(error) = self.pipeline.ingest(readings, batch, Now { mono_us: self.clock.now().mono_us, ..now }) {
+        while let Err(error) = self.pipeline.ingest(readings, batch, now, self.clock.now()) {
             self.failed(&error);
             if self.stop.is_cancelled() {
                 return false;
@@ -156,7 +174,16 @@ impl Line {
 
     /// Carries out what the cloud commanded.
     fn obey(&mut self) {
-        while let Ok(Order { kind, answer }) = self.orders.try_recv() {
+        while let Ok(order) = self.orders.try_recv() {
+            let (kind, answer) = match order {
+                Order::Command { kind, answer } => (kind, answer),
+                Order::Catalog { machine, answer } => {
+                    if answer.send(self.pipeline.catalog(&machine).cloned()).is_err() {
+                        tracing::debug!("nobody waits for the catalog");
+                    }
+                    continue;
+                }
+            };
             let outcome = self.pipeline.command(&kind, self.clock.now()).unwrap_or_else(|error| {
                 self.failed(&error);
                 Outcome::Failed("the gateway's disk failed".into())
@@ -168,11 +195,31 @@ impl Line {
         }
     }
 
+    /// Takes another configuration, between two batches: no reading is read by half of it. While the disk fails it waits.
+    fn change(&mut self, waiting: &mut Option<Change>) {
+        while let Ok(change) = self.changes.try_recv() {
+            *waiting = Some(change);
+        }
+        let Some(Change { config, pipeline, done }) = waiting.take() else { return };
+        if let Err(error) = self.pipeline.reconfigure(pipeline.clone(), self.clock.now()) {
+            self.failed(&error);
+            *waiting = Some(Change { config, pipeline, done });
+            return;
+        }
+        self.pipeline.registry().set_limits(config.limits.machines_max, config.limits.sensors_max);
+        self.decoder.reconfigure(&config);
+        if done.send(()).is_err() {
+            tracing::info!("the new configuration was taken late");
+        }
+    }
+
     fn failed(&self, error: &PipelineError) {
         let text = format!("{:#}", anyhow::Error::msg(error.to_string()));
         self.state.disk_failures.fetch_add(1, Relaxed);
-        let before = lock(&self.state.disk).replace(text.clone());
-        if before.is_none() {
+        let mut disk = lock(&self.state.disk);
+        let since = disk.as_ref().map(|(since, _)| *since);
+        *disk = Some((since.unwrap_or_else(|| self.clock.now().mono_us), text.clone()));
+        if since.is_none() {
             tracing::error!(error = text, "the disk does not take data: devices wait, nothing is acknowledged");
         }
     }
@@ -208,7 +255,7 @@ mod tests {
 
     /// A line whose journal takes nothing, and where its deliveries go in.
     fn full(dir: &Path, stop: &CancellationToken) -> (Line, mpsc::Sender<Delivery>, Arc<LineState>) {
-        let clock = Arc::new(Clock::new(ClockTrust::Trusted));
+        let clock = Arc::new(Clock::new(ClockTrust::Trusted, dir.join("clock")));
         let (outbox, opened) = Outbox::open(&dir.join("outbox"), OutboxSettings::default()).unwrap();
         let generations = GenerationSettings { generation_bytes: 1, cache_bytes: 1 << 20 };
         let settings = PipelineSettings {
@@ -228,6 +275,7 @@ mod tests {
             clock,
             deliveries,
             orders,
+            changes: mpsc::channel(1).1,
             appended: Arc::default(),
             live: watch::channel(Arc::default()).0,
             state: Arc::clone(&state),
@@ -258,7 +306,7 @@ mod tests {
         };
         timeout_at(Instant::now() + DEADLINE, tried_again).await.expect("it tries again");
         assert!(!ended.is_cancelled());
-        assert!(lock(&state.disk).as_ref().is_some_and(|fault| fault.contains("budget")));
+        assert!(lock(&state.disk).as_ref().is_some_and(|(_, fault)| fault.contains("budget")));
         stop.cancel();
         timeout_at(Instant::now() + DEADLINE, ended.cancelled()).await.expect("it stops");
         assert_eq!(progress.safe_through(), 0, "nothing was acknowledged");

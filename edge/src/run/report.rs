@@ -1,25 +1,18 @@
 //! Gathers what the parts tell of themselves.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-};
+use std::sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed};
 
-use gemba_mqtt::{client::ClientCounters, gate::Counters};
 use gemba_shared::{
     ids::GatewayId,
     message::{Count, Status},
-    telemetry::Clock as Trust,
+    telemetry::{Clock as Trust, Timestamp},
 };
 use rumqttc::MqttOptions;
 
-use super::line::LineState;
+use super::{intake::Intake, line::LineState, reload::Reloads, watching::DISK_PATIENCE_US};
 use crate::{
     clock::Clock,
-    health::{Figure, Report},
+    health::{Figure, Kind, Report, duration_text},
     ingest::{Reject, Rejects},
     outbox::{Backlog, Outbox, OutboxCounters},
     pipeline::PipelineCounters,
@@ -30,12 +23,6 @@ use crate::{
 const STUCK_AFTER_US: i64 = 10_000_000;
 /// Names of the gate's counters that are no drops and no refusals.
 const GATE_TRAFFIC: [&str; 5] = ["connections", "connections_accepted", "packets", "messages", "forwarded"];
-
-/// Where messages come from.
-pub(super) enum Intake {
-    Gate { counters: Arc<Counters>, addresses: Vec<SocketAddr>, broker_lost: Arc<AtomicBool> },
-    External { counters: Arc<ClientCounters>, url: String },
-}
 
 /// What became of a model that the configuration names.
 #[derive(Debug)]
@@ -53,7 +40,8 @@ pub(super) struct Vitals {
     pub(super) outbox: Arc<Mutex<Outbox>>,
     pub(super) uplink: Arc<UplinkState>,
     pub(super) gateway: Mutex<Delivering>,
-    pub(super) models: Vec<ModelState>,
+    pub(super) models: Mutex<Vec<ModelState>>,
+    pub(super) reloads: Mutex<Reloads>,
 }
 
 /// Whether there is somewhere to deliver to.
@@ -74,6 +62,34 @@ impl Vitals {
         *lock(&self.gateway) = Delivering { gateway: Some(gateway), broker: format!("{host}:{port}"), why_not: None };
     }
 
+    /// Whether there is a way to the cloud.
+    pub(super) fn is_delivering(&self) -> bool {
+        lock(&self.gateway).gateway.is_some()
+    }
+
+    /// Models that could not be used.
+    pub(super) fn models_refused(&self) -> Vec<String> {
+        let models = lock(&self.models);
+        models.iter().filter(|model| model.refused.is_some()).map(|model| model.name.clone()).collect()
+    }
+
+    pub(super) fn set_models(&self, models: Vec<ModelState>) {
+        *lock(&self.models) = models;
+    }
+
+    /// A reload ended: with why it was refused, or with the keys that wait for a restart.
+    pub(super) fn reloaded(&self, refused: Option<String>, restart_needed: Option<Vec<String>>) {
+        lock(&self.reloads).note(self.clock.now().mono_us, refused, restart_needed);
+    }
+
+    /// Whether the daemon does its work, so that the service manager should leave it alone.
+    pub(super) fn makes_progress(&self) -> bool {
+        let now_us = self.clock.now().mono_us;
+        let moves = now_us - self.line.progress_us.load(Relaxed) <= STUCK_AFTER_US;
+        let disk_gone = self.line.disk_failing_since_us().is_some_and(|since| now_us - since > DISK_PATIENCE_US);
+        moves && !disk_gone && !self.intake.is_broker_lost()
+    }
+
     /// What needs a person or a restart.
     pub(super) fn unhealthy(&self) -> Vec<String> {
         let mut faults = Vec::new();
@@ -81,12 +97,10 @@ impl Vitals {
         if idle_us > STUCK_AFTER_US {
             faults.push(format!("the line from devices to the outbox has not moved for {} s", idle_us / 1_000_000));
         }
-        if let Some(error) = &*lock(&self.line.disk) {
+        if let Some((_, error)) = &*lock(&self.line.disk) {
             faults.push(format!("the disk does not take data: {error}"));
         }
-        if let Intake::Gate { broker_lost, .. } = &self.intake
-            && broker_lost.load(Relaxed)
-        {
+        if self.intake.is_broker_lost() {
             faults.push("the embedded broker does not answer".to_owned());
         }
         faults
@@ -109,11 +123,13 @@ impl Vitals {
         let now = self.clock.now();
         Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            pid: std::process::id(),
+            uptime_s: self.clock.uptime_s(),
             unhealthy: self.unhealthy(),
             unready: self.unready(),
             facts: self.facts(now.clock, now.mono_us),
             figures: self.figures(),
+            reload: lock(&self.reloads).report(now.mono_us),
         }
     }
 
@@ -121,9 +137,10 @@ impl Vitals {
         let mut facts = Vec::new();
         let mut tell = |what: &str, fact: String| facts.push((what.to_owned(), fact));
         match &self.intake {
-            Intake::Gate { addresses, .. } => {
+            Intake::Gate { addresses, counters, .. } => {
                 let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-                tell("devices", format!("connect to {}", addresses.join(", ")));
+                let connected = counters.connections.load(Relaxed);
+                tell("devices", format!("{connected} connected; they connect to {}", addresses.join(", ")));
             }
             Intake::External { counters, url } => {
                 let state = if counters.connected.load(Relaxed) { "connected" } else { "away" };
@@ -134,21 +151,38 @@ impl Vitals {
         match (delivering.why_not, delivering.gateway) {
             (Some(why), _) => tell("cloud", why.to_owned()),
             (None, gateway) => {
-                tell("cloud", format!("{}: {}", delivering.broker, link_text(self.uplink.link())));
+                tell("cloud", format!("{}: {}", delivering.broker, self.uplink.link().describe()));
                 tell("gateway", gateway.map_or_else(String::new, |gateway| gateway.to_string()));
             }
         }
-        if let Some(at) = self.uplink.last_receipt_us() {
-            tell("last receipt", format!("{} s ago", (mono_us - at) / 1_000_000));
-        }
+        drop(delivering);
+        tell(
+            "last receipt",
+            self.uplink.last_receipt_us().map_or_else(|| "none since the start".into(), |at| ago(mono_us - at)),
+        );
+        let (backlog, outbox) = self.outbox();
+        tell("backlog", backlog_text(&backlog, self.clock.now().wall));
+        let drops: Vec<_> = self.drops(&outbox).map(|(reason, count)| format!("{count} {reason}")).collect();
+        tell("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") });
         let clock = match clock {
             Trust::Trusted => "right",
-            Trust::Untrusted => "not known to be right: readings' times are not judged",
+            _ => "not set: what arrives is dated when the time is known",
         };
         tell("clock", clock.to_owned());
-        for model in &self.models {
+        for model in lock(&self.models).iter() {
             let state = model.refused.as_ref().map_or_else(|| "loaded".to_owned(), |why| format!("refused: {why}"));
             tell("model", format!("{}: {state}", model.name));
+        }
+        let reload = lock(&self.reloads).report(mono_us);
+        if let Some(ago_s) = reload.ago_s {
+            let what = match &reload.refused {
+                Some(why) => format!("refused {ago_s} s ago, the configuration before it is in use: {why}"),
+                None => format!("taken {ago_s} s ago"),
+            };
+            tell("reload", what);
+        }
+        if !reload.restart_needed.is_empty() {
+            tell("restart needed", reload.restart_needed.join(", "));
         }
         facts
     }
@@ -168,10 +202,21 @@ impl Vitals {
             Figure::gauge("backlog_records", "Records that wait for a receipt", backlog.records as f64),
             Figure::gauge("backlog_bytes", "Bytes of the records that wait for a receipt", backlog.bytes as f64),
             Figure::gauge(
+                "backlog_age_seconds",
+                "Age of the oldest record that waits for a receipt",
+                age_us(&backlog, self.clock.now().wall).map_or(0.0, |us| us as f64 / 1e6),
+            ),
+            Figure::gauge(
+                "restart_needed",
+                "Keys of the configuration whose new values wait for a restart",
+                lock(&self.reloads).report(0).restart_needed.len() as f64,
+            ),
+            Figure::gauge(
                 "cloud_connected",
                 "1 while the cloud is connected and answers",
                 f64::from(u8::from(self.uplink.link() == Link::Connected)),
             ),
+            link_figure(self.uplink.link()),
             Figure::by_reason("rejected", "Messages or values that were not taken", self.rejected()),
             Figure::counter("disk_failures", "Writes that the disk refused", self.line.disk_failures.load(Relaxed)),
         ];
@@ -231,34 +276,52 @@ impl Vitals {
         Reject::ALL.into_iter().map(|reason| (reason.reason(), self.rejects.count(reason)))
     }
 
+    /// What was rejected or lost, by reason, where there was any.
+    fn drops(&self, outbox: &OutboxCounters) -> impl Iterator<Item = (&'static str, u64)> {
+        let line = *lock(&self.line.counters);
+        let others =
+            [("late", line.late), ("outbox_over_budget", outbox.over_budget), ("outbox_damaged", outbox.damaged)];
+        self.rejected().chain(others).filter(|(_, count)| *count > 0)
+    }
+
     /// What the cloud is told every few seconds.
     pub(super) fn status(&self) -> Status {
         let now = self.clock.now();
         let (backlog, outbox) = self.outbox();
-        let line = *lock(&self.line.counters);
-        let others =
-            [("late", line.late), ("outbox_over_budget", outbox.over_budget), ("outbox_damaged", outbox.damaged)];
-        let drops = self.rejected().chain(others).filter(|(_, count)| *count > 0);
         Status {
             at: now.wall,
-            clock: now.clock,
+            clock: now.told(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: u64::try_from(now.mono_us / 1_000_000).unwrap_or(0),
+            uptime_s: self.clock.uptime_s(),
             machines: u32::try_from(self.line.machines.load(Relaxed)).unwrap_or(u32::MAX),
             backlog_records: backlog.records,
             backlog_bytes: backlog.bytes,
-            drops: drops.map(|(reason, count)| Count { reason: reason.to_owned(), count }).collect(),
+            drops: self.drops(&outbox).map(|(reason, count)| Count { reason: reason.to_owned(), count }).collect(),
         }
     }
 }
 
-const fn link_text(link: Link) -> &'static str {
-    match link {
-        Link::Away => "away, trying again",
-        Link::Connected => "connected",
-        Link::Unanswered => "connected, but no receipt comes",
-        Link::ForeignKey => "connected, but what comes is not signed by the cloud that was enrolled",
+fn age_us(backlog: &Backlog, now: Timestamp) -> Option<i64> {
+    backlog.oldest_at.map(|at| now.us_since(at).max(0))
+}
+
+fn backlog_text(backlog: &Backlog, now: Timestamp) -> String {
+    let age = age_us(backlog, now).map_or_else(String::new, |us| format!(", the oldest from {}", ago(us)));
+    let kib = backlog.bytes.div_ceil(1_024);
+    if backlog.records == 0 {
+        "nothing waits".to_owned()
+    } else {
+        format!("{} records, {kib} KiB{age}", backlog.records)
     }
+}
+
+fn ago(us: i64) -> String {
+    format!("{} ago", duration_text(u64::try_from(us / 1_000_000).unwrap_or(0)))
+}
+
+fn link_figure(now: Link) -> Figure {
+    let values = Link::ALL.map(|link| (link.as_str(), u64::from(link == now)));
+    Figure { kind: Kind::Gauge, ..Figure::by_reason("link", "1 for how things stand with the cloud", values) }
 }
 
 fn line_figures(line: &PipelineCounters) -> Vec<Figure> {

@@ -1,22 +1,24 @@
-//! Single rules, then a seeded simulation against a model of the cloud's lane rule.
-
-use std::collections::{BTreeMap, VecDeque};
+//! Single rules; all of them together are in `simulation`.
 
 use gemba_shared::telemetry::Timestamp;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
 
 const EPOCH: Epoch = Epoch(7);
 
 fn receipt(lane: Lane, through: u64) -> Receipt {
-    Receipt { epoch: EPOCH, lane, through, now: Timestamp(0) }
+    Receipt { epoch: EPOCH, lane, through, now: Timestamp(0), tail: None }
 }
 
 fn session() -> Session {
-    let mut session = Session::new(Settings { batches_max: 2, ..Settings::default() }, EPOCH);
+    let mut session = Session::new(Settings { batches_max: 2, ..Settings::default() }, EPOCH, 0);
     session.connected(0);
     session
+}
+
+/// The outbox gives out `next`, and what it holds cannot be compared.
+fn known(next: u64) -> Known {
+    Known { next, digest: None }
 }
 
 /// Both lanes hold 1..=`last`.
@@ -28,7 +30,7 @@ fn held(last: u64) -> impl Fn(Lane) -> Held {
 fn events_go_first_and_do_not_use_the_summaries_window() {
     let mut s = session();
     let mut order = Vec::new();
-    while let Some(wanted) = s.next(held(4)) {
+    while let Some(wanted) = s.next(held(4), 0) {
         order.push((wanted.lane, wanted.from));
         s.sent(wanted.lane, wanted.from, 100, 0);
     }
@@ -40,7 +42,7 @@ fn events_go_first_and_do_not_use_the_summaries_window() {
 fn nothing_is_sent_without_a_connection() {
     let mut s = session();
     s.disconnected();
-    assert_eq!(s.next(held(4)), None);
+    assert_eq!(s.next(held(4), 0), None);
 }
 
 #[test]
@@ -48,12 +50,12 @@ fn only_a_fitting_receipt_moves_a_lane() {
     let mut s = session();
     s.sent(Lane::Events, 3, 100, 0);
     let other = Receipt { epoch: Epoch(8), ..receipt(Lane::Events, 3) };
-    assert_eq!(s.receipt(&other, 4, 1), Judged::OtherEpoch);
-    assert_eq!(s.receipt(&receipt(Lane::Events, 4), 4, 1), Judged::Impossible);
-    assert_eq!(s.receipt(&receipt(Lane::Events, 0), 4, 1), Judged::Old);
-    assert_eq!(s.receipt(&receipt(Lane::Events, 3), 4, 1), Judged::Release(3));
-    assert_eq!(s.receipt(&receipt(Lane::Events, 3), 4, 1), Judged::Old);
-    assert_eq!(s.receipt(&receipt(Lane::Events, 2), 4, 1), Judged::Old);
+    assert_eq!(s.receipt(&other, known(4), 1), Judged::OtherEpoch);
+    assert_eq!(s.receipt(&receipt(Lane::Events, 4), known(4), 1), Judged::Impossible);
+    assert_eq!(s.receipt(&receipt(Lane::Events, 0), known(4), 1), Judged::Old);
+    assert_eq!(s.receipt(&receipt(Lane::Events, 3), known(4), 1), Judged::Release(3));
+    assert_eq!(s.receipt(&receipt(Lane::Events, 3), known(4), 1), Judged::Old);
+    assert_eq!(s.receipt(&receipt(Lane::Events, 2), known(4), 1), Judged::Old);
 }
 
 #[test]
@@ -62,7 +64,7 @@ fn an_overdue_lane_starts_again_ever_more_patiently() {
     let mut at_us = 0;
     let mut waits = Vec::new();
     for _ in 0..5 {
-        let wanted = s.next(held(1)).expect("something to send");
+        let wanted = s.next(held(1), at_us).expect("something to send");
         assert_eq!((wanted.lane, wanted.from), (Lane::Events, 1));
         s.sent(Lane::Events, 1, 100, at_us);
         let from_us = at_us;
@@ -75,127 +77,65 @@ fn an_overdue_lane_starts_again_ever_more_patiently() {
     assert_eq!(waits, [5, 10, 20, 40, 60]);
     assert_eq!(s.answering(), Answering::No);
     s.sent(Lane::Events, 1, 100, at_us);
-    assert_eq!(s.receipt(&receipt(Lane::Events, 1), 2, at_us), Judged::Release(1));
+    assert_eq!(s.receipt(&receipt(Lane::Events, 1), known(2), at_us), Judged::Release(1));
     assert_eq!(s.answering(), Answering::Idle);
 }
 
 #[test]
 fn what_the_outbox_dropped_is_not_asked_for() {
     let mut s = session();
-    let wanted =
-        s.next(|lane| if lane == Lane::Events { Held { oldest: 1, next: 1 } } else { Held { oldest: 90, next: 95 } });
+    let wanted = s
+        .next(|lane| if lane == Lane::Events { Held { oldest: 1, next: 1 } } else { Held { oldest: 90, next: 95 } }, 0);
     assert_eq!(wanted.map(|w| (w.lane, w.from)), Some((Lane::Summaries, 90)));
 }
 
-/// What the cloud's intake does with a lane.
-#[derive(Default)]
-struct CloudLane {
-    through: u64,
-    stored: BTreeMap<u64, u32>,
-    skipped: u64,
-}
-
-impl CloudLane {
-    fn batch(&mut self, first: u64, last: u64, oldest: u64) -> u64 {
-        if oldest > self.through + 1 {
-            self.skipped += oldest - 1 - self.through;
-            self.through = oldest - 1;
-        }
-        if first <= self.through + 1 {
-            for number in self.through + 1..=last {
-                *self.stored.entry(number).or_default() += 1;
-            }
-            self.through = self.through.max(last);
-        }
-        self.through
-    }
-}
-
-/// Frames on their way, each with the time at which it arrives.
-struct Pipe<T>(VecDeque<(i64, T)>);
-
-impl<T: Clone> Pipe<T> {
-    fn put(&mut self, rng: &mut StdRng, now_us: i64, item: T) {
-        for _ in 0..rng.random_range(0..=2).min(1 + i32::from(rng.random_bool(0.1))) {
-            self.0.push_back((now_us + rng.random_range(1_000..800_000), item.clone()));
-        }
-    }
-
-    fn arrived(&mut self, now_us: i64) -> Vec<T> {
-        let (arrived, rest) = self.0.drain(..).partition(|(at, _)| *at <= now_us);
-        self.0 = rest;
-        let mut arrived: Vec<(i64, T)> = Vec::from(std::mem::take::<VecDeque<_>>(&mut { arrived }));
-        arrived.sort_by_key(|(at, _)| *at);
-        arrived.into_iter().map(|(_, item)| item).collect()
-    }
+#[test]
+fn a_receipt_for_another_record_than_ours_is_impossible() {
+    let mut s = session();
+    s.sent(Lane::Events, 3, 100, 0);
+    let theirs = Receipt { tail: Some(1), ..receipt(Lane::Events, 3) };
+    assert_eq!(s.receipt(&theirs, Known { next: 9, digest: Some(2) }, 1), Judged::Impossible);
+    let skipped = Receipt { tail: None, ..theirs };
+    assert_eq!(s.receipt(&skipped, Known { next: 9, digest: Some(2) }, 1), Judged::Impossible);
+    assert_eq!(s.receipt(&theirs, Known { next: 9, digest: Some(1) }, 1), Judged::Release(3));
 }
 
 #[test]
-fn every_record_is_stored_once_whatever_the_link_does() {
-    for seed in 0..200 {
-        simulate(seed);
-    }
+fn a_new_epoch_begins_anew() {
+    let mut s = session();
+    s.sent(Lane::Events, 3, 100, 0);
+    s.renewed(Epoch(8), 1);
+    assert_eq!(s.receipt(&receipt(Lane::Events, 3), known(4), 1), Judged::OtherEpoch);
+    assert_eq!(s.next(held(4), 1).map(|wanted| wanted.from), Some(1));
 }
 
-fn simulate(seed: u64) {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut cloud = [CloudLane::default(), CloudLane::default()];
-    let mut outbox = [Held { oldest: 1, next: 1 }; 2];
-    let mut dropped = [0; 2];
-    let mut up = Pipe(VecDeque::new());
-    let mut down = Pipe(VecDeque::new());
-    let mut s = Session::new(Settings::default(), EPOCH);
-    let mut now_us = 0;
-    let calm_us = 60_000_000;
-    while now_us < 400_000_000 {
-        now_us += 50_000;
-        let wild = now_us < calm_us;
-        if wild {
-            for (lane, held) in outbox.iter_mut().enumerate() {
-                held.next += rng.random_range(0..20);
-                if rng.random_bool(0.002) && held.next - held.oldest > 50 {
-                    held.oldest += 20;
-                    dropped[lane] += 20;
-                }
-            }
-        }
-        match rng.random_range(0..200) {
-            0 if wild => s.disconnected(),
-            1 if wild => s = Session::new(Settings::default(), EPOCH), // the gateway starts again
-            2 if wild => {
-                up.0.clear(); // so does the broker
-                down.0.clear();
-            }
-            3..40 => s.connected(now_us),
-            _ if !wild && !s.connected => s.connected(now_us),
-            _ => {}
-        }
-        s.tick(now_us);
-        while let Some(wanted) = s.next(|lane| outbox[index(lane)]) {
-            let held = outbox[index(wanted.lane)];
-            let last = (wanted.from + rng.random_range(0..30)).min(held.next - 1);
-            up.put(&mut rng, now_us, (wanted.lane, wanted.from, last, held.oldest));
-            s.sent(wanted.lane, last, 1_000, now_us);
-        }
-        for (lane, first, last, oldest) in up.arrived(now_us) {
-            let through = cloud[index(lane)].batch(first, last, oldest);
-            down.put(&mut rng, now_us, receipt(lane, through));
-        }
-        for receipt in down.arrived(now_us) {
-            let held = &mut outbox[index(receipt.lane)];
-            if let Judged::Release(through) = s.receipt(&receipt, held.next, now_us) {
-                held.oldest = held.oldest.max(through + 1);
-            }
-        }
-        if !wild && outbox.iter().all(|held| held.oldest == held.next) {
-            break;
-        }
+#[test]
+fn a_cloud_that_says_where_it_stands_is_sent_the_rest_at_once() {
+    let mut s = session();
+    s.sent(Lane::Events, 3, 100, 0);
+    assert_eq!(s.receipt(&receipt(Lane::Events, 3), known(9), 1), Judged::Release(3));
+    // What is sent now, nobody hears: the cloud is away. It comes back and greets.
+    s.sent(Lane::Events, 8, 100, 2);
+    assert_eq!(s.next(held(8), 3).map(|wanted| wanted.lane), Some(Lane::Summaries));
+    assert_eq!(s.receipt(&receipt(Lane::Events, 3), known(9), 4_000_000), Judged::Old);
+    assert_eq!(s.next(held(8), 4_000_000).map(|wanted| (wanted.lane, wanted.from)), Some((Lane::Events, 4)));
+    assert_eq!(s.resends(), 1);
+}
+
+#[test]
+fn a_metered_link_is_used_up_by_summaries_and_still_takes_events() {
+    let settings = Settings { bytes_per_second_max: Some(2_000), ..Settings::default() };
+    let mut s = Session::new(settings, EPOCH, 0);
+    s.connected(0);
+    let summaries = |lane| Held { oldest: 1, next: if lane == Lane::Events { 1 } else { 100 } };
+    let mut sent = 0;
+    while let Some(wanted) = s.next(summaries, 0) {
+        assert!(wanted.bytes_max <= 2_000);
+        s.sent(wanted.lane, wanted.from, 1_500, 0);
+        sent += 1;
     }
-    for (lane, held) in outbox.iter().enumerate() {
-        assert_eq!(held.oldest, held.next, "seed {seed}: lane {lane} was not delivered");
-        assert!(cloud[lane].stored.values().all(|times| *times == 1), "seed {seed}: stored twice");
-        let missing = held.next - 1 - cloud[lane].stored.len() as u64;
-        assert_eq!(missing, cloud[lane].skipped, "seed {seed}");
-        assert!(missing <= dropped[lane], "seed {seed}: {missing} missing, {} dropped", dropped[lane]);
-    }
+    assert!((1..4).contains(&sent), "{sent}");
+    assert!(s.may_send_live(0));
+    assert_eq!(s.next(held(9), 0).map(|wanted| wanted.lane), Some(Lane::Events));
+    assert_eq!(s.next(summaries, 3_000_000).map(|wanted| wanted.lane), Some(Lane::Summaries));
 }

@@ -19,13 +19,17 @@ const PACKET_BYTES: usize = 1_024;
 /// If the address or a file that is named is of no use.
 pub fn options(identity: &Identity, cloud: &Cloud) -> anyhow::Result<MqttOptions> {
     let own = &identity.mqtt;
-    let mut endpoint = Endpoint { url: cloud.url.clone().unwrap_or_else(|| own.url.clone()), ..Endpoint::default() };
+    let url = cloud.url.clone().unwrap_or_else(|| own.url.clone());
+    let mut endpoint = Endpoint { url, clean_session: true, ..Endpoint::default() };
     match (&cloud.ca_file, &own.ca_pem) {
         (Some(file), _) => endpoint.trust_file(file)?,
         (None, Some(pem)) => endpoint.trust = Trust::Only(Pem::text(pem, "the certificate from the enrolment")),
         (None, None) => {}
     }
-    let client_id = identity.gateway.to_string();
+    // Nothing is left at the broker for us: what it would keep is told anew. A second gateway with the same identity, by a copied
+    // disk, has a name of its own: brokers end the older of two connections of one name, and the two would fight for ever.
+    let life = getrandom::u32().map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let client_id = format!("{}-{life:08x}", identity.gateway);
     let mut options =
         endpoint.options(&client_id, FRAME_BYTES_MAX + PACKET_BYTES).context("the way to the cloud's broker")?;
     match (&cloud.username, &cloud.password_file) {

@@ -30,10 +30,6 @@ impl Default for Timestamp0 {
 }
 
 impl Accumulator {
-    pub(super) fn count(&self) -> u64 {
-        u64::from(self.count)
-    }
-
     pub(super) fn push(&mut self, at: Timestamp, value: f64) {
         if self.count == 0 {
             self.min = value;

@@ -115,22 +115,27 @@ impl Gateway {
 
     /// Publishes at `QoS` 1; answers when all are acknowledged.
     pub async fn publish(&self, messages: &[(&str, &[u8])]) {
-        let mut options = MqttOptions::new("device", self.mqtt.ip().to_string(), self.mqtt.port());
-        options.set_max_packet_size(4 << 20, 4 << 20);
-        let (client, mut events) = AsyncClient::new(options, messages.len() + 8);
-        for (topic, payload) in messages {
-            client.try_publish(*topic, QoS::AtLeastOnce, false, payload.to_vec()).unwrap();
-        }
-        let mut missing = messages.len();
-        let acknowledged = async {
-            while missing > 0 {
-                if let Event::Incoming(Packet::PubAck(_)) = events.poll().await.unwrap() {
-                    missing -= 1;
-                }
-            }
-        };
-        tokio::time::timeout(DEADLINE, acknowledged).await.expect("every message is acknowledged");
+        publish(self.mqtt, messages).await;
     }
+}
+
+/// Publishes at `QoS` 1 to a broker that asks for nothing; answers when all are acknowledged.
+pub async fn publish(broker: SocketAddr, messages: &[(&str, &[u8])]) {
+    let mut options = MqttOptions::new("device", broker.ip().to_string(), broker.port());
+    options.set_max_packet_size(4 << 20, 4 << 20);
+    let (client, mut events) = AsyncClient::new(options, messages.len() + 8);
+    for (topic, payload) in messages {
+        client.try_publish(*topic, QoS::AtLeastOnce, false, payload.to_vec()).unwrap();
+    }
+    let mut missing = messages.len();
+    let acknowledged = async {
+        while missing > 0 {
+            if let Event::Incoming(Packet::PubAck(_)) = events.poll().await.unwrap() {
+                missing -= 1;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, acknowledged).await.expect("every message is acknowledged");
 }
 
 impl Drop for Gateway {

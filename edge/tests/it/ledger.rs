@@ -1,6 +1,11 @@
 //! What was sent and acknowledged, and what the database says of it.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+};
 
 /// A sensor of a machine in one interval.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,9 +49,12 @@ impl Figures {
     }
 }
 
+/// The values that belong into each cell.
+pub type Values = BTreeMap<Cell, Vec<f64>>;
+
 /// What the summaries must be if each line of the ledger counts once.
 pub fn expected(ledgers: &[&Path], interval_us: i64) -> BTreeMap<Cell, Figures> {
-    let mut cells: BTreeMap<Cell, Vec<f64>> = BTreeMap::new();
+    let mut cells = Values::new();
     for path in ledgers {
         let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         for line in text.lines().filter(|line| !line.starts_with("machine,")) {
@@ -85,6 +93,93 @@ pub fn differences(sent: &BTreeMap<Cell, Figures>, stored: &BTreeMap<Cell, Figur
         writeln!(text, "{cell:?}: nothing sent, stored {row:?}").unwrap();
     }
     text
+}
+
+/// What is wrong with the rows, in values. It is exact where a cell has up to one value too few and one too many, and a
+/// lower bound beyond that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reckoning {
+    pub values: u64,
+    /// Values in the rows, whatever they are.
+    pub stored: u64,
+    pub missing: u64,
+    pub double: u64,
+    /// Values of the sensor in a row of another interval.
+    pub misplaced: u64,
+    /// The first ten cells that differ.
+    pub examples: String,
+}
+
+impl Reckoning {
+    pub fn is_right(&self) -> bool {
+        self.examples.is_empty()
+    }
+}
+
+/// Which values the rows are made of: each value is different from all others of its sensor, and a whole number.
+pub fn reckon(values: &Values, stored: &BTreeMap<Cell, Figures>) -> Reckoning {
+    let mut reckoning = Reckoning { values: values.values().map(|cell| cell.len() as u64).sum(), ..Default::default() };
+    let nothing = (Vec::new(), Figures { count: 0, min: 0.0, max: 0.0, mean: 0.0, sd: 0.0 });
+    let cells: BTreeSet<&Cell> = values.keys().chain(stored.keys()).collect();
+    let mut examples = 0;
+    for cell in cells {
+        let sent = values.get(cell).unwrap_or(&nothing.0);
+        let row = stored.get(cell).unwrap_or(&nothing.1);
+        reckoning.stored += row.count as u64;
+        if !sent.is_empty() && row.count > 0 && Figures::of(sent).agrees(row) {
+            continue;
+        }
+        let too_many = i64::from(row.count) - sent.len() as i64;
+        // What the sums say of a value that is missing (a) and one that is too many (b).
+        let n = f64::from(row.count);
+        let sum = n * row.mean - sent.iter().sum::<f64>();
+        let squares = n * (row.sd.powi(2) + row.mean.powi(2)) - sent.iter().map(|value| value * value).sum::<f64>();
+        let strange = match too_many {
+            0 => Some(f64::midpoint(squares / sum, sum)),
+            1 => Some(sum),
+            _ => None,
+        };
+        let strangers = match strange {
+            Some(value) => u64::from(!sent.iter().any(|own| (own - value).abs() < 0.5)),
+            None if too_many > 0 && sent.is_empty() => too_many as u64,
+            None => 0,
+        };
+        reckoning.misplaced += strangers;
+        reckoning.double += (too_many.max(i64::from(too_many == 0)) as u64).saturating_sub(strangers);
+        reckoning.missing += (-too_many).max(i64::from(too_many == 0)) as u64;
+        if examples < 10 {
+            writeln!(reckoning.examples, "{cell:?}: {} sent, {row:?} stored", sent.len()).unwrap();
+            examples += 1;
+        }
+    }
+    // What is in another interval is not missing.
+    reckoning.missing = reckoning.missing.saturating_sub(reckoning.misplaced);
+    reckoning
+}
+
+#[test]
+fn what_is_missing_double_or_misplaced_is_told_apart() {
+    let cell = |start_us| Cell { machine: "m".into(), sensor: "s".into(), start_us };
+    let sent: Values = [(cell(0), vec![1.0, 2.0, 3.0]), (cell(10), vec![4.0, 5.0]), (cell(20), vec![6.0])].into();
+    let check = |rows: [&[f64]; 3], missing, double, misplaced| {
+        let stored = [cell(0), cell(10), cell(20)].into_iter().zip(rows).filter(|(_, row)| !row.is_empty());
+        let reckoning = reckon(&sent, &stored.map(|(cell, row)| (cell, Figures::of(row))).collect());
+        assert_eq!(
+            (reckoning.missing, reckoning.double, reckoning.misplaced),
+            (missing, double, misplaced),
+            "{rows:?}"
+        );
+        assert_eq!(reckoning.is_right(), missing + double + misplaced == 0);
+        assert_eq!((reckoning.values, reckoning.stored), (6, rows.iter().map(|row| row.len() as u64).sum()));
+    };
+    check([&[1.0, 2.0, 3.0], &[4.0, 5.0], &[6.0]], 0, 0, 0);
+    check([&[1.0, 3.0], &[4.0, 5.0], &[6.0]], 1, 0, 0);
+    check([&[1.0, 2.0, 3.0], &[4.0, 5.0], &[]], 1, 0, 0);
+    check([&[1.0, 2.0, 3.0, 2.0], &[4.0, 5.0], &[6.0]], 0, 1, 0);
+    check([&[1.0, 2.0], &[4.0, 5.0, 3.0], &[6.0]], 0, 0, 1);
+    check([&[1.0, 2.0, 2.0], &[4.0, 5.0], &[6.0]], 1, 1, 0);
+    check([&[1.0, 2.0, 4.0], &[5.0, 3.0], &[6.0]], 0, 0, 2);
+    check([&[], &[4.0, 5.0], &[6.0]], 3, 0, 0);
 }
 
 #[test]

@@ -4,6 +4,9 @@
 #![allow(unreachable_pub, reason = "its modules are parts of one program")]
 
 mod certificates;
+mod chaos;
+mod check;
+mod clock;
 mod configuration;
 mod daemon;
 mod delivery;
@@ -13,5 +16,9 @@ mod gateway;
 mod ledger;
 mod mosquitto;
 mod plant;
+mod powercut;
+mod process;
 mod proxy;
+mod reload;
+mod service;
 mod whole_path;

@@ -8,7 +8,8 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,8 @@ use crate::{
     gateway::free_address,
     ledger::{Cell, Figures, differences, expected},
     mosquitto::Broker,
+    powercut::mount::Mounted,
+    process::Process,
     proxy::Proxy,
 };
 
@@ -31,6 +34,11 @@ pub fn edge_binary() -> PathBuf {
 
 /// `gemba-cloud` of the same build: cargo builds only this package's binaries for its tests.
 pub fn cloud_binary() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(build_cloud).clone()
+}
+
+fn build_cloud() -> PathBuf {
     let binary = edge_binary().with_file_name("gemba-cloud");
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--locked", "--package", "gemba-cloud", "--bin", "gemba-cloud"]);
@@ -44,59 +52,6 @@ pub fn cloud_binary() -> PathBuf {
     }
     assert!(build.status().unwrap().success(), "gemba-cloud builds");
     binary
-}
-
-/// A process that dies with the test.
-pub struct Process {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Process {
-    fn start(binary: &Path, args: &[&str], log: PathBuf) -> Self {
-        let file = fs::File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(binary)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        Self { child, log }
-    }
-
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    pub fn terminate(mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status} on SIGTERM\n{}", self.tail());
-    }
-
-    pub async fn succeeded(mut self) {
-        wait("a process to end", || self.child.try_wait().unwrap().is_some()).await;
-        assert!(self.child.wait().unwrap().success(), "{}", self.tail());
-    }
-
-    pub fn tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        format!("{}:\n{}", self.log.display(), lines[lines.len().saturating_sub(40)..].join("\n"))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-        if std::thread::panicking() {
-            eprintln!("{}", self.tail());
-        }
-    }
 }
 
 /// Waits until something is so.
@@ -135,14 +90,47 @@ pub struct Brokers<'a> {
     pub gateways: Option<&'a Broker>,
 }
 
+/// What is special about a plant.
+#[derive(Default)]
+pub struct Setting<'a> {
+    pub brokers: Brokers<'a>,
+    /// Sections added to the edge's configuration.
+    pub edge: &'a str,
+    /// The plant's directory, and the disk that is mounted in it for the edge's data.
+    pub disk: Option<(tempfile::TempDir, Mounted)>,
+}
+
+/// A private PostgreSQL outlives the cloud that is killed, and so a test that fails: this ends it.
+pub struct Reaper(PathBuf);
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        kill_postmaster(&self.0);
+    }
+}
+
+/// SIGKILL to the private PostgreSQL of this cluster, where it runs.
+fn kill_postmaster(cluster: &Path) {
+    let text = fs::read_to_string(cluster.join("data/postmaster.pid")).unwrap_or_default();
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return };
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if command.contains("postgres") {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok();
+    }
+}
+
 /// A cloud, a link that can be cut, and an enrolled gateway, in a directory of their own.
 pub struct Plant {
-    /// Where devices publish.
+    /// Where devices publish: as arguments of `gemba-edge replay`, and the embedded broker's address.
     pub devices: Vec<String>,
+    pub mqtt: SocketAddr,
     pub edge_http: SocketAddr,
     pub link: Proxy,
     pub cloud: Process,
     pub edge: Process,
+    /// Under the edge's data; it can only be unmounted when the edge has ended.
+    pub disk: Option<Mounted>,
+    pub reaper: Reaper,
     /// Last, so that a process that ends can still show its log.
     pub directory: tempfile::TempDir,
 }
@@ -154,9 +142,22 @@ impl Plant {
     }
 
     pub async fn start_with(brokers: Brokers<'_>) -> Self {
+        Self::start_as(Setting { brokers, ..Setting::default() }).await
+    }
+
+    /// A directory that PostgreSQL can use: it refuses to run as root, and then runs as a user who must be able to come here.
+    pub fn new_directory() -> tempfile::TempDir {
         let directory = tempfile::Builder::new().prefix("gemba-").tempdir_in("/var/tmp").unwrap();
-        // PostgreSQL refuses to run as root, and then runs as a user who must be able to come here.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        directory
+    }
+
+    pub async fn start_as(setting: Setting<'_>) -> Self {
+        let brokers = setting.brokers;
+        let (directory, disk) = match setting.disk {
+            Some((directory, disk)) => (directory, Some(disk)),
+            None => (Self::new_directory(), None),
+        };
         let [http, uplink, mqtt, edge_http] = [(); 4].map(|()| free_address());
         let path = directory.path().display();
         let Brokers { devices, gateways } = brokers;
@@ -177,8 +178,9 @@ impl Plant {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("models");
         let config = format!(
             "[gateway]\ndata_dir = \"{path}/edge\"\n[mqtt]\n{edge_mqtt}[http]\nlisten = \"{edge_http}\"\n\
-             [models]\ndir = \"{}\"\n",
-            models.display()
+             [models]\ndir = \"{}\"\n{}",
+            models.display(),
+            setting.edge
         );
         let edge_toml = directory.path().join("edge.toml");
         fs::write(&edge_toml, &config).unwrap();
@@ -202,7 +204,8 @@ impl Plant {
             fs::write(&edge_toml, format!("{config}[cloud]\n{}", broker.login(&id))).unwrap();
         }
         let edge = Self::start_edge(directory.path());
-        let plant = Self { devices, edge_http, link, cloud, edge, directory };
+        let reaper = Reaper(directory.path().join("cloud/postgres"));
+        let plant = Self { devices, mqtt, edge_http, link, cloud, edge, disk, reaper, directory };
         plant.edge_ready().await;
         plant
     }
@@ -232,8 +235,25 @@ impl Plant {
 
     pub async fn restart_edge(&mut self) {
         self.edge.kill();
-        self.edge = Self::start_edge(self.directory.path());
+        self.revive_edge();
         self.edge_ready().await;
+    }
+
+    /// Starts the edge where it does not run.
+    pub fn revive_edge(&mut self) {
+        self.edge = Self::start_edge(self.directory.path());
+    }
+
+    /// SIGKILL; the cloud starts it again.
+    pub fn kill_postgres(&self) {
+        kill_postmaster(&self.reaper.0);
+    }
+
+    /// Ends both daemons as a service manager does.
+    pub fn stop(self) {
+        let Self { edge, cloud, .. } = self;
+        edge.terminate();
+        cloud.terminate();
     }
 
     pub fn restart_cloud(&mut self) {
@@ -275,20 +295,26 @@ impl Plant {
 
     /// A connection to the cloud's private PostgreSQL. It outlives the cloud's process, as PostgreSQL does.
     pub async fn database(&self) -> tokio_postgres::Client {
+        self.try_database().await.expect("PostgreSQL runs")
+    }
+
+    /// `None` while it is away.
+    pub async fn try_database(&self) -> Option<tokio_postgres::Client> {
         let (sockets, password) = self.postgres();
         let mut config = tokio_postgres::Config::new();
         config.host_path(sockets).user("gemba").password(password).dbname("gemba");
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.ok()?;
         tokio::spawn(connection);
-        client
+        Some(client)
     }
 
     /// Where the private PostgreSQL's sockets are, and its password.
-    fn postgres(&self) -> (String, String) {
+    pub fn postgres(&self) -> (String, String) {
         let cluster = self.directory.path().join("cloud/postgres");
         let password = fs::read_to_string(cluster.join("password")).unwrap();
-        let postmaster = fs::read_to_string(cluster.join("data/postmaster.pid")).unwrap();
-        let sockets = postmaster.lines().nth(4).expect("postmaster.pid names the socket directory in line 5");
+        let postmaster = fs::read_to_string(cluster.join("data/postmaster.pid")).unwrap_or_default();
+        // Line 5 names it; there is none while the server starts.
+        let sockets = postmaster.lines().nth(4).unwrap_or_default();
         (sockets.to_owned(), password.trim().to_owned())
     }
 

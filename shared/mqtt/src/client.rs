@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use rumqttc::{MqttOptions, TlsConfiguration, Transport};
+use rumqttc::{ConnectReturnCode, ConnectionError, MqttOptions, TlsConfiguration, TlsError as TlsFailure, Transport};
 use tokio::time::Instant;
 
 use crate::tls::{self, Identity, Pem, TlsError, Trust};
@@ -173,6 +173,33 @@ impl Address {
             Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or("its port is no number up to 65535")?,
         };
         Ok(Self { host, port, tls })
+    }
+}
+
+/// Why a broker that is there and we do not come together: waiting alone does not mend it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The broker does not take our name and password, or does not let us do what we need.
+    Credentials,
+    /// Its certificate is not one that we trust.
+    Certificate,
+}
+
+impl Refusal {
+    /// `None` for a connection that merely broke or was not made.
+    #[must_use]
+    pub fn of(error: &ConnectionError) -> Option<Self> {
+        match error {
+            ConnectionError::ConnectionRefused(
+                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
+            ) => Some(Self::Credentials),
+            ConnectionError::Tls(TlsFailure::Io(error)) | ConnectionError::Io(error) => {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+                matches!(inner, Some(rustls::Error::InvalidCertificate(_))).then_some(Self::Certificate)
+            }
+            ConnectionError::Tls(TlsFailure::TLS(rustls::Error::InvalidCertificate(_))) => Some(Self::Certificate),
+            _ => None,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -128,7 +128,7 @@ impl Default for Limits {
 
 /// Open listeners, and all that their connections share.
 pub struct Gate {
-    listeners: Vec<(TcpListener, Option<TlsAcceptor>)>,
+    listeners: Vec<(TcpListener, Option<RwLock<TlsAcceptor>>)>,
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
 }
@@ -161,7 +161,7 @@ impl Gate {
                 .await
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
             addresses.push(listener.local_addr()?);
-            bound.push((listener, tls.map(TlsAcceptor::from)));
+            bound.push((listener, tls.map(|tls| RwLock::new(TlsAcceptor::from(tls)))));
         }
         let shared = Shared {
             limits,
@@ -183,6 +183,13 @@ impl Gate {
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
         self.shared.counters.clone()
+    }
+
+    /// New connections of all TLS listeners are made with these settings: a certificate was renewed, say.
+    pub fn renew_tls(&self, config: &Arc<rustls::ServerConfig>) {
+        for acceptor in self.listeners.iter().filter_map(|(_, tls)| tls.as_ref()) {
+            *acceptor.write().unwrap_or_else(PoisonError::into_inner) = TlsAcceptor::from(Arc::clone(config));
+        }
     }
 
     /// Ends the connections of this name, since its grant has changed, say.
@@ -251,7 +258,7 @@ struct Place {
 
 async fn accept(
     listener: &TcpListener,
-    tls: Option<&TlsAcceptor>,
+    tls: Option<&RwLock<TlsAcceptor>>,
     shared: &Arc<Shared>,
     sockets: mpsc::Sender<Socket>,
 ) {
@@ -269,7 +276,8 @@ async fn accept(
             continue;
         };
         Counters::add(&shared.counters.connections_accepted, 1);
-        if sockets.send(Socket { stream, peer, tls: tls.cloned(), place }).await.is_err() {
+        let tls = tls.map(|tls| tls.read().unwrap_or_else(PoisonError::into_inner).clone());
+        if sockets.send(Socket { stream, peer, tls, place }).await.is_err() {
             return;
         }
     }

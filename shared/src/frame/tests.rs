@@ -25,7 +25,13 @@ fn sealed() -> Vec<u8> {
 }
 
 fn receipt() -> Downlink {
-    Downlink::Receipt(Receipt { epoch: Epoch(9), lane: Lane::Events, through: 300, now: Timestamp(1_000) })
+    Downlink::Receipt(Receipt {
+        epoch: Epoch(9),
+        lane: Lane::Events,
+        through: 300,
+        now: Timestamp(1_000),
+        tail: Some(7),
+    })
 }
 
 fn open_down(frame: &[u8]) -> Result<Downlink, FrameError> {
@@ -168,7 +174,7 @@ proptest! {
     #[test]
     fn generated_batches_come_back(epoch: u64, number: u64, oldest: u64, records in vec(records(), 0..40)) {
         let seq = Seq { epoch: Epoch(epoch), lane: Lane::Summaries, number };
-        let message = Uplink::Batch(Batch { seq, oldest, records });
+        let message = Uplink::Batch(Batch { seq, oldest, before: None, records });
         let frame = seal(&message, GATEWAY, &key()).unwrap();
         prop_assert_eq!(open::<Uplink>(&frame, GATEWAY, &key().verifying_key()), Ok(message));
     }

@@ -97,7 +97,7 @@ fn event(kind: EventKind) -> Event {
 }
 
 fn batch(record: Record) -> Uplink {
-    Uplink::Batch(Batch { seq: seq(), oldest: 299, records: vec![record] })
+    Uplink::Batch(Batch { seq: seq(), oldest: 299, before: Some(7), records: vec![record] })
 }
 
 /// One of each, for the frame's tests too.
@@ -112,6 +112,7 @@ pub(crate) fn uplinks() -> Vec<Uplink> {
         Uplink::Live(Live { at: AT, clock: Clock::Trusted, machines: vec![live_machine()] }),
         Uplink::Status(status()),
         Uplink::CommandResult(CommandResult { id: 5, at: AT, outcome: Outcome::Failed("no such machine".into()) }),
+        Uplink::Catalogs(Catalogs { epoch: seq().epoch, catalogs: vec![catalog()] }),
     ]
 }
 
@@ -222,8 +223,10 @@ fn other_uplinks() {
 
 #[test]
 fn downlinks() {
-    let receipt = Receipt { epoch: seq().epoch, lane: Lane::Events, through: 300, now: AT };
-    check(&Downlink::Receipt(receipt), expect!["00ef9bafcdf8acd1910100ac028080afa2dbffad06"]);
+    let receipt = Receipt { epoch: seq().epoch, lane: Lane::Events, through: 300, now: AT, tail: None };
+    check(&Downlink::Receipt(receipt), expect!["00ef9bafcdf8acd1910100ac028080afa2dbffad0600"]);
+    let receipt = Receipt { tail: Some(300), ..receipt };
+    check(&Downlink::Receipt(receipt), expect!["00ef9bafcdf8acd1910100ac028080afa2dbffad0601ac02"]);
     check(
         &Downlink::Refused(Refused { seq: seq(), reason: "no such lane".into() }),
         expect!["01ef9bafcdf8acd1910101ac020c6e6f2073756368206c616e65"],
@@ -235,6 +238,26 @@ fn downlinks() {
         03000103747371a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5
         a5a5a5a5a5a5a5"#]],
     );
+}
+
+#[test]
+fn a_catalog_is_asked_for_and_sent() {
+    let wanted = CatalogWanted { seq: seq(), machine: machine() };
+    check(&Downlink::CatalogWanted(wanted), expect!["04ef9bafcdf8acd1910101ac020670756d702d33"]);
+    let catalogs = Catalogs { epoch: seq().epoch, catalogs: vec![catalog()] };
+    check(
+        &Uplink::Catalogs(catalogs),
+        expect![[r#"
+        04ef9bafcdf8acd19101010670756d702d3302e807904e0207"#]],
+    );
+}
+
+#[test]
+fn a_record_is_told_from_another_by_its_digest() {
+    let digest = Record::Summary(summary()).digest();
+    assert_eq!(digest, Record::Summary(summary()).digest());
+    assert_ne!(digest, Record::Summary(Summary { interval_ms: 60_000, ..summary() }).digest());
+    assert_ne!(digest, Record::Catalog(catalog()).digest());
 }
 
 #[test]
@@ -275,6 +298,7 @@ fn small_enums() {
     let reasons =
         [GapReason::OverBudget, GapReason::DiskFull, GapReason::Damaged, GapReason::Refused, GapReason::Thinned];
     check(&reasons, expect!["0001020304"]);
-    let outcomes = [Outcome::Done, Outcome::Failed("x".into()), Outcome::Expired, Outcome::Unknown];
-    check(&outcomes, expect!["000101780203"]);
+    let outcomes =
+        [Outcome::Done, Outcome::Failed("x".into()), Outcome::Expired, Outcome::Unknown, Outcome::Told("y".into())];
+    check(&outcomes, expect!["000101780203040179"]);
 }

@@ -3,13 +3,16 @@
 use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use deadpool_postgres::Transaction;
-use gemba_shared::telemetry::{
-    Anomaly, Catalog, Clock, Event, EventKind, Gap, GapReason, Record, SensorFault, SensorFaultKind, Summary,
+use gemba_shared::{
+    lane::NUMBER_MAX,
+    telemetry::{
+        Anomaly, Catalog, Clock, Event, EventKind, Gap, GapReason, Record, SensorFault, SensorFaultKind, Summary,
+    },
 };
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Outcome, lane::NUMBER_MAX};
+use super::Outcome;
 use crate::{
     alarms::{self, Severity},
     intake::Settings,
@@ -50,6 +53,10 @@ impl<'a> Records<'a> {
             states: HashMap::new(),
             changes: HashSet::new(),
         }
+    }
+
+    pub(super) const fn transaction(&self) -> &'a Transaction<'a> {
+        self.transaction
     }
 
     /// Takes a record, or says why it is refused for good.
@@ -106,7 +113,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    async fn catalog(&mut self, lane: LaneKey, catalog: &Catalog) -> Result<Result<(), Reason>, StoreError> {
+    pub(super) async fn catalog(&mut self, lane: LaneKey, catalog: &Catalog) -> Result<Result<(), Reason>, StoreError> {
         let key = machine_key(lane, catalog.machine.as_str());
         let known = self.known.get(&key);
         // What cannot be taken anyhow makes no machine.
@@ -281,6 +288,6 @@ fn row(summary: &Summary, known: &Known, start: Timestamp) -> SummaryRow {
         health_percent: judged.health_percent,
         mode: judged.mode_code,
         energy_wh: summary.energy_wh.filter(|energy| energy.is_finite()),
-        clock_trusted: summary.clock == Clock::Trusted,
+        clock_trusted: matches!(summary.clock, Clock::Trusted | Clock::Corrected),
     }
 }

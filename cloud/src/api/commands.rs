@@ -1,0 +1,128 @@
+//! What gateways are told to do, and what they answered.
+
+use axum::{Json, extract::State, http::StatusCode};
+use gemba_shared::{ids::MachineId, message::CommandKind};
+use jiff::SignedDuration;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    ApiState,
+    access::Caller,
+    extract::{Body, Items, Params, Path},
+    problem::ApiError,
+};
+use crate::{
+    clock,
+    live::Change,
+    store::commands::{self, Given},
+    views::{CommandWord, GatewayCommand},
+};
+
+const VALID_FOR_S: u32 = 3_600;
+const VALID_FOR_S_MAX: u32 = 7 * 24 * 3_600;
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewCommand {
+    kind: CommandWord,
+    /// For `recalibrate`, `accept_new_normal` and `out_of_service`.
+    machine: Option<Uuid>,
+    /// For `label_anomaly`.
+    anomaly: Option<Uuid>,
+    /// For `label_anomaly`: whether it was one.
+    real: Option<bool>,
+    /// For `out_of_service`: out of it, or back in it.
+    out: Option<bool>,
+    /// Seconds after which a gateway does not begin it any more: up to a week, an hour if not given.
+    #[schema(minimum = 1, maximum = 604_800)]
+    valid_for_s: Option<u32>,
+}
+
+/// A gateway's commands, the newest first.
+#[utoipa::path(get, path = "/gateways/{id}/commands", tag = "gateways",
+    params(("id" = Uuid, Path),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = Items<GatewayCommand>)))]
+pub async fn list(
+    State(state): State<ApiState>,
+    Path(gateway): Path<Uuid>,
+    mut params: Params,
+) -> Result<Json<Items<GatewayCommand>>, ApiError> {
+    let page = params.page::<i64>();
+    params.finish()?;
+    let rows = commands::list(state.store(), gateway, page.after, page.rows()).await?;
+    Ok(Json(Items::new(rows, &page, |last| last.number)))
+}
+
+/// Tell a gateway to do something. It is sent as soon as the gateway is there, and carried out at most once.
+#[utoipa::path(post, path = "/gateways/{id}/commands", tag = "gateways", params(("id" = Uuid, Path)),
+    request_body = NewCommand,
+    responses((status = 201, body = GatewayCommand), (status = 404),
+        (status = 409, description = "`not_enrolled` or `too_many_commands`")))]
+pub async fn give(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(gateway): Path<Uuid>,
+    Body(body): Body<NewCommand>,
+) -> Result<(StatusCode, Json<GatewayCommand>), ApiError> {
+    let valid_for_s = body.valid_for_s.unwrap_or(VALID_FOR_S);
+    if !(1..=VALID_FOR_S_MAX).contains(&valid_for_s) {
+        return Err(ApiError::field("valid_for_s", format_args!("is from 1 to {VALID_FOR_S_MAX}")));
+    }
+    let now = state.now();
+    let new = commands::NewCommand {
+        gateway,
+        kind: kind(&state, gateway, &body).await?,
+        by: caller.user.id,
+        now,
+        expires_at: now.saturating_add(SignedDuration::from_secs(i64::from(valid_for_s))).unwrap_or(now),
+    };
+    let number = match commands::give(state.store(), &new).await? {
+        Given::Number(number) => number,
+        Given::NoSuchGateway => return Err(ApiError::not_found("gateway")),
+        Given::NotEnrolled => return Err(ApiError::conflict("not_enrolled", "the gateway is not enrolled")),
+        Given::TooMany => {
+            return Err(ApiError::conflict(
+                "too_many_commands",
+                "the gateway has not answered those before; wait for it",
+            ));
+        }
+    };
+    tracing::info!(%gateway, number, kind = ?body.kind, user = caller.user.name, "command given");
+    state.tell(Change::Gateway(gateway));
+    let given = commands::list(state.store(), gateway, number.checked_add(1), 1).await?.pop();
+    given.map(|given| (StatusCode::CREATED, Json(given))).ok_or_else(|| ApiError::not_found("command"))
+}
+
+/// The command in the gateway's words.
+async fn kind(state: &ApiState, gateway: Uuid, body: &NewCommand) -> Result<CommandKind, ApiError> {
+    Ok(match body.kind {
+        CommandWord::Recalibrate => CommandKind::Recalibrate { machine: machine(state, gateway, body).await? },
+        CommandWord::AcceptNewNormal => CommandKind::AcceptNewNormal { machine: machine(state, gateway, body).await? },
+        CommandWord::OutOfService => CommandKind::OutOfService {
+            out: body.out.ok_or_else(|| ApiError::field("out", "is needed: true or false"))?,
+            machine: machine(state, gateway, body).await?,
+        },
+        CommandWord::LabelAnomaly => {
+            let real = body.real.ok_or_else(|| ApiError::field("real", "is needed: true or false"))?;
+            let id = body.anomaly.ok_or_else(|| ApiError::field("anomaly", "is needed: an anomaly's id"))?;
+            let found = commands::anomaly(state.store(), gateway, id).await?;
+            let (name, opened) = found.ok_or_else(|| ApiError::field("anomaly", "is none of this gateway"))?;
+            CommandKind::LabelAnomaly { machine: named(&name)?, opened: clock::to_wire(opened), real }
+        }
+        CommandWord::Reload => CommandKind::Reload,
+        CommandWord::SendDiagnostics => CommandKind::SendDiagnostics,
+    })
+}
+
+async fn machine(state: &ApiState, gateway: Uuid, body: &NewCommand) -> Result<MachineId, ApiError> {
+    let id = body.machine.ok_or_else(|| ApiError::field("machine", "is needed: a machine's id"))?;
+    let name = commands::machine(state.store(), gateway, id).await?;
+    named(&name.ok_or_else(|| ApiError::field("machine", "is none of this gateway"))?)
+}
+
+fn named(name: &str) -> Result<MachineId, ApiError> {
+    MachineId::new(name).map_err(|_| ApiError::field("machine", "has a name that gateways do not use"))
+}

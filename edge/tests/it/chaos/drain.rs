@@ -1,0 +1,219 @@
+//! A backlog is drained while live data flows: how fast, and what that does to the alarms.
+//!
+//! Pumps are live: they go at the pace of the clock, and one after another breaks. Presses fill the outbox while the
+//! link is down: their readings are numbered. Delays are from the step in which a pump's anomaly opened to its alarm's arrival in
+//! the cloud, as the cloud's database has them.
+
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use gemba_shared::telemetry::Timestamp;
+use tokio::task::JoinHandle;
+
+use super::{Fleet, Pace, Sent, Told, fleet::Feeder, is_long};
+use crate::{
+    ledger::Reckoning,
+    plant::{DEADLINE, Plant, Setting, count, metric, wait},
+};
+
+const SENSORS: u32 = 8;
+/// More than a calibration takes.
+const HISTORY_STEPS: i64 = 340;
+const STEP_US: i64 = 100_000;
+const LIVE: &str =
+    "[outbox]\nbytes_max = \"8GiB\"\n[defaults]\nstep = \"100ms\"\ninterval = \"1s\"\nlateness = \"200ms\"\n";
+
+/// Pumps that are well, until they are told not to be.
+struct Pumps {
+    count: u32,
+    broken: Arc<AtomicU32>,
+    enough: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Pumps {
+    fn start(address: SocketAddr, count: u32) -> Self {
+        let (broken, enough) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let (breaks, ends) = (Arc::clone(&broken), Arc::clone(&enough));
+        let task = tokio::spawn(async move {
+            let names: Vec<String> = (0..count).map(|pump| format!("pump-{pump}")).collect();
+            let mut feeder = Feeder::connect("pumps", address, &names, SENSORS, None).await;
+            let mut step = now().0 / STEP_US - HISTORY_STEPS;
+            while !ends.load(Relaxed) {
+                for pump in 0..count {
+                    for sensor in 0..SENSORS {
+                        let value = value(pump, sensor, step, pump < breaks.load(Relaxed));
+                        feeder.publish(pump * SENSORS + sensor, Timestamp(step * STEP_US + 10_000), value).await;
+                    }
+                }
+                step += 1;
+                let due = Timestamp(step * STEP_US + 10_000).us_since(now());
+                feeder.idle(Duration::from_micros(due.max(0) as u64)).await;
+            }
+            feeder.close().await;
+        });
+        Self { count, broken, enough, task }
+    }
+
+    /// Breaks the next pumps, one after another.
+    async fn break_down(&self, count: u32, apart: Duration) {
+        for _ in 0..count {
+            assert!(self.broken.fetch_add(1, Relaxed) < self.count);
+            tokio::time::sleep(apart).await;
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "devices have a clock")]
+fn now() -> Timestamp {
+    Timestamp(jiff::Timestamp::now().as_microsecond())
+}
+
+/// Noise about 25; ten times as much when the pump is broken.
+fn value(pump: u32, sensor: u32, step: i64, broken: bool) -> f64 {
+    let noise = (step * 7_919 + i64::from(pump * SENSORS + sensor) * 104_729).rem_euclid(1_009);
+    (20.0 + noise as f64 / 100.0) * if broken { 10.0 } else { 1.0 }
+}
+
+/// Delays of the alarms of pumps `from` to `to`, in milliseconds, sorted; waits until they are all there.
+async fn delays(plant: &Plant, from: u32, to: u32) -> Vec<f64> {
+    let database = plant.database().await;
+    let sql = "SELECT (1000 * extract(epoch FROM a.arrived_at - a.raised_at))::float8 FROM alarms a
+        JOIN machines m ON m.id = a.machine_id WHERE a.condition = 'anomaly' AND m.name = ANY($1) ORDER BY 1";
+    let names: Vec<String> = (from..to).map(|pump| format!("pump-{pump}")).collect();
+    let begun = Instant::now();
+    loop {
+        let rows = database.query(sql, &[&names]).await.unwrap();
+        if rows.len() as u32 >= to - from {
+            return rows.iter().map(|row| row.get(0)).collect();
+        }
+        assert!(begun.elapsed() < DEADLINE, "{} of {} alarms\n{}", rows.len(), names.len(), plant.edge.tail());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn quantile(sorted: &[f64], percent: usize) -> f64 {
+    sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alarms_overtake_a_backlog_that_is_drained_beside_live_data() {
+    let told = Told::new("drain");
+    let presses = 8;
+    let mut config = LIVE.to_owned();
+    for press in 0..presses {
+        // They go on faster than the clock, so that a pause of theirs makes nothing late.
+        write!(config, "[[machines]]\nid = \"press-{press}\"\nlateness = \"30s\"\n").unwrap();
+    }
+    let (pumps, backlog_bytes) = if is_long() { (200, 1 << 30) } else { (8, 1 << 20) };
+    let apart = Duration::from_millis(if is_long() { 300 } else { 100 });
+    let plant = Plant::start_as(Setting { edge: &config, ..Setting::default() }).await;
+    let live = Pumps::start(plant.mqtt, pumps);
+    let rows = "SELECT count(*) FROM summaries";
+    let database = plant.database().await;
+    // The history is behind them when they reach the present.
+    let present = "SELECT count(DISTINCT machine_key) FROM summaries WHERE start > now() - interval '3 s'";
+    let begun = Instant::now();
+    while count(&database, present).await < i64::from(pumps) {
+        assert!(begun.elapsed() < DEADLINE, "the pumps never reach the present");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let half = pumps / 2;
+    live.break_down(half, apart).await;
+    let before = delays(&plant, 0, half).await;
+
+    plant.link.cut();
+    let second = Duration::from_secs(1);
+    let pace = Pace { machines: presses, sensors: SENSORS, step: second, every: Duration::ZERO, is_kept: false };
+    let fleet = Fleet::start(plant.mqtt, pace);
+    let begin = fleet.begin;
+    let backlog = |plant: &Plant| plant.edge_metric("gemba_edge_backlog_bytes");
+    fleet_fills(&plant, backlog_bytes).await;
+    let sent = fleet.finish().await;
+    live.break_down(1, Duration::ZERO).await;
+    let events = plant.edge_metric("gemba_edge_events_total");
+    wait("the event", || plant.edge_metric("gemba_edge_events_total") > events - 0.5).await;
+    let (bytes, records) = (backlog(&plant), plant.edge_metric("gemba_edge_backlog_records"));
+    let (stored, resident) = (count(&database, rows).await, plant.edge.resident_mib());
+
+    plant.link.mend();
+    let mended = Instant::now();
+    wait("the link", || plant.edge_metric("gemba_edge_cloud_connected") > 0.0).await;
+    let connected = Instant::now();
+    delays(&plant, half, half + 1).await;
+    let first_event = connected.elapsed();
+    let waiting = backlog(&plant);
+    live.break_down(pumps - half - 1, apart).await;
+    let during = delays(&plant, half + 1, pumps).await;
+    let still = backlog(&plant);
+    wait("the backlog to be delivered", || backlog(&plant) < bytes / 50.0).await;
+    let drained = connected.elapsed().as_secs_f64();
+    let delivered = count(&database, rows).await - stored;
+    live.enough.store(true, Relaxed);
+    live.task.await.unwrap();
+
+    let live_rate = f64::from(pumps);
+    let rate = delivered as f64 / drained;
+    let [p99_before, p99_during] = [&before, &during].map(|delays| quantile(delays, 99));
+    let more = format!(
+        "backlog {records:.0} records, {:.1} MB, edge resident {resident:.0} MiB; drained in {drained:.1} s, {rate:.0} summaries/s = \
+         {:.0} x the live rate of {live_rate:.0}/s; p99 of an alarm {p99_before:.0} ms before, {p99_during:.0} ms meanwhile ({} and {} \
+         alarms, backlog {:.1} to {:.1} MB); first event {:.2} s after the connection, which came {:.1} s after the link",
+        bytes / 1e6,
+        rate / live_rate,
+        before.len(),
+        during.len(),
+        waiting / 1e6,
+        still / 1e6,
+        first_event.as_secs_f64(),
+        (connected - mended).as_secs_f64(),
+    );
+    let found = reckon(&plant, begin, &sent).await;
+    told.line(&sent, &found, &more);
+    assert!(found.is_right(), "{found:?}");
+    if is_long() {
+        assert!(rate >= 5.0 * live_rate && p99_during <= 1.2 * p99_before && first_event <= Duration::from_secs(2));
+    }
+    plant.stop();
+}
+
+/// The presses' readings are a second apart, as long as an interval: each has a row of its own, whose start says its number.
+async fn reckon(plant: &Plant, begin: Timestamp, sent: &Sent) -> Reckoning {
+    let sql = "SELECT count(*), coalesce(sum(greatest(f.count - 1, 0)), 0)::bigint,
+            count(*) FILTER (WHERE f.min <> (extract(epoch FROM r.start) - $1::float8 / 1e6) OR f.max <> f.min)
+        FROM summaries r JOIN machines m ON m.key = r.machine_key,
+            unnest(r.counts, r.mins, r.maxs) AS f (count, min, max)
+        WHERE f.count > 0 AND m.name LIKE 'press-%' AND r.start < to_timestamp($2::float8 / 1e6)";
+    let database = plant.database().await;
+    let values: [f64; 2] = [begin.0 as f64, sent.end_us as f64];
+    let row = database.query_one(sql, &[&values[0], &values[1]]).await.unwrap();
+    let [rows, double, misplaced] = [0, 1, 2].map(|column| row.get::<_, i64>(column) as u64);
+    let missing = sent.whole.saturating_sub(rows + double);
+    let right = missing + double + misplaced == 0 && rows == sent.whole;
+    let examples = if right { String::new() } else { format!("{rows} rows for {} values", sent.whole) };
+    Reckoning { values: sent.whole, stored: rows + double, missing, double, misplaced, examples }
+}
+
+/// Waits until so much waits for the cloud, for as long as it grows.
+async fn fleet_fills(plant: &Plant, bytes: u64) {
+    let (mut most, mut grew) = (0.0, Instant::now());
+    loop {
+        let text = crate::plant::get(&format!("http://{}/metrics", plant.edge_http)).unwrap_or_default();
+        let now = metric(&text, "gemba_edge_backlog_bytes");
+        if now >= bytes as f64 {
+            return;
+        }
+        if now > most {
+            (most, grew) = (now, Instant::now());
+        }
+        assert!(grew.elapsed() < DEADLINE, "the backlog stays at {now} bytes");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
