@@ -53,7 +53,7 @@ const FIRST: u64 = 1 << 32;
 /// Epochs that wait to be delivered one after the other; more make no new ones.
 const LIVES_MAX: usize = 6;
 /// When all is delivered, a newest generation larger than this is begun anew.
-const IDLE_BYTES: u64 = 4 * 1_024 * 1_024;
+const IDLE_BYTES: u64 = 2 * 1_024 * 1_024;
 
 #[derive(Debug, Clone, Copy)]
 pub struct OutboxSettings {
