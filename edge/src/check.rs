@@ -43,12 +43,11 @@ pub fn live(config: &Config) -> anyhow::Result<()> {
     tell("secrets", secrets(config))?;
     tell("disk", disk(config))?;
     tell("clock", clock(config))?;
-    match status::report(config.http) {
-        Ok(report) => tell("daemon", Ok(format!("runs, process {}", report.pid)))?,
-        Err(_) => {
-            tell("daemon", Ok("does not run".to_owned()))?;
-            tell("ports", ports(config))?;
-        }
+    if let Ok(report) = status::report(config.http) {
+        tell("daemon", Ok(format!("runs, process {}", report.pid)))?;
+    } else {
+        tell("daemon", Ok("does not run".to_owned()))?;
+        tell("ports", ports(config))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if let Mqtt::External(external) = &config.mqtt {
@@ -89,7 +88,7 @@ fn secret_files(config: &Config) -> Vec<PathBuf> {
             }));
         }
         Mqtt::External(external) => {
-            files.extend([&external.password_file, &external.key].into_iter().flatten().cloned())
+            files.extend([&external.password_file, &external.key].into_iter().flatten().cloned());
         }
     }
     files

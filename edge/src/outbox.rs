@@ -53,7 +53,7 @@ const FIRST: u64 = 1 << 32;
 /// Epochs that wait to be delivered one after the other; more make no new ones.
 const LIVES_MAX: usize = 6;
 /// When all is delivered, a newest generation larger than this is begun anew.
-const IDLE_BYTES: u64 = 4 * 1_024 * 1_024;
+const IDLE_BYTES: u64 = 2 * 1_024 * 1_024;
 
 #[derive(Debug, Clone, Copy)]
 pub struct OutboxSettings {
@@ -235,9 +235,9 @@ struct Tail {
 }
 
 impl Outbox {
-    /// Takes another budget; it counts from the next append on.
-    pub fn set_budget(&mut self, bytes: u64) {
-        self.settings.budget_bytes = bytes;
+    /// Takes another budget, and leaves something else free on the disk, from the next append on.
+    pub fn set_room(&mut self, budget_bytes: u64, disk_free_min: u64) {
+        self.settings = OutboxSettings { budget_bytes, disk_free_min, ..self.settings };
     }
 
     /// The epoch that is delivered at present. It changes with [`Outbox::renew_epoch`], and, where more than one waits, with

@@ -265,9 +265,8 @@ impl Session {
             }
             return Judged::Old;
         }
-        if let (Some(theirs), Some(ours)) = (receipt.tail, known.digest)
-            && theirs != ours
-        {
+        // Without a digest the cloud was told that this number is no longer held, and here it is.
+        if known.digest.is_some() && receipt.tail != known.digest {
             return Judged::Impossible;
         }
         state.receipted(receipt.through, mono_us);
@@ -298,11 +297,17 @@ impl Session {
     pub fn answering(&self) -> Answering {
         if self.lanes.iter().any(|lane| lane.overdue) {
             Answering::No
-        } else if self.lanes.iter().any(|lane| !lane.in_flight.is_empty()) {
+        } else if self.is_waiting() {
             Answering::Yes
         } else {
             Answering::Idle
         }
+    }
+
+    /// Whether something is on its way that is not receipted.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.in_flight.is_empty())
     }
 
     /// How often a lane was started again since the start.

@@ -247,7 +247,7 @@ impl Connection<'_> {
             }
             let held = |lane| if lane == Lane::Events { events } else { summaries };
             // Until the time is known, one record goes ahead: the receipt for it tells the time, and the others are put right.
-            if !self.uplink.clock.is_right() && self.session.answering() != Answering::Idle {
+            if !self.uplink.clock.is_right() && self.session.is_waiting() {
                 return;
             }
             let Some(wanted) = self.session.next(held, self.mono_us()) else { return };

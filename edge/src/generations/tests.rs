@@ -119,7 +119,9 @@ fn closed_generations_are_read_and_deleted() {
 fn a_second_process_is_refused() {
     let dir = TempDir::new().unwrap();
     let _store = begun(dir.path());
-    assert!(matches!(Generations::open(dir.path(), small()), Err(StoreError::Locked { .. })));
+    let refused = Generations::open(dir.path(), small()).unwrap_err();
+    assert!(matches!(refused, StoreError::Locked { .. }));
+    assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
 }
 
 #[test]
@@ -170,17 +172,35 @@ fn damage_to_the_newest_generation_is_seen() {
 }
 
 /// A file system of its own that can be full; `None` where it may not be mounted.
-struct SmallDisk(TempDir);
+pub(crate) struct SmallDisk(pub(crate) TempDir);
 
 impl SmallDisk {
-    fn mount() -> Option<Self> {
+    pub(crate) fn mount(size: &str) -> Option<Self> {
         let dir = TempDir::new().unwrap();
         let mount = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
             .arg(dir.path())
             .stderr(std::process::Stdio::null())
             .status();
         mount.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl SmallDisk {
+    /// Makes it full; gives the file that takes the room.
+    pub(crate) fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("ballast");
+        let mut file = File::create(&path).unwrap();
+        let block = vec![0; 64 * 1_024];
+        while io::Write::write_all(&mut file, &block).is_ok() {}
+        while io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+        path
+    }
+
+    pub(crate) fn make_read_only(&self, read_only: bool) {
+        let option = if read_only { "remount,ro" } else { "remount,rw" };
+        let done = std::process::Command::new("mount").args(["-o", option]).arg(self.0.path()).status();
+        assert!(done.is_ok_and(|status| status.success()));
     }
 }
 
@@ -193,7 +213,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
-    let Some(disk) = SmallDisk::mount() else {
+    let Some(disk) = SmallDisk::mount("8m") else {
         println!("skipped: no file system may be mounted here");
         return;
     };

@@ -23,7 +23,7 @@ use crate::generations::{Filler, Found, GenerationSettings, Generations, StoreEr
 /// A generation is not full below this.
 const GENERATION_BYTES: u64 = 6 * 1_024 * 1_024;
 /// Nor below this many times what it began with, so that large states do not fill each new one at once.
-const GROWTH: u64 = 3;
+const GROWTH: u64 = 2;
 /// Rows go to sled in batches of about this size.
 const BATCH_BYTES: usize = 512 * 1_024;
 const HEAD_BYTES: usize = 8;

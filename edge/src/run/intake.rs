@@ -53,7 +53,7 @@ pub(super) enum Prepared {
         /// What each device is known by, and what it may do.
         devices: BTreeMap<String, [u8; 32]>,
     },
-    External(Subscription),
+    External(Box<Subscription>),
 }
 
 #[derive(Clone)]
@@ -80,7 +80,7 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<Prepared> {
             let options = endpoint(external)?.options(&client_id, PAYLOAD_BYTES_MAX + PACKET_BYTES)?;
             let filters: Vec<_> = config.sources.iter().map(|source| source.topic.filter()).collect();
             let mark = mark(external, &filters)?;
-            Ok(Prepared::External(Subscription { options, filters, mark }))
+            Ok(Prepared::External(Box::new(Subscription { options, filters, mark })))
         }
     }
 }
@@ -110,14 +110,14 @@ fn client_id(data_dir: &Path) -> String {
     if !written.trim().is_empty() {
         return written.trim().to_owned();
     }
-    let name = match identity::load(data_dir) {
-        Ok(Some(identity)) => identity.gateway.to_string(),
-        Ok(None) | Err(_) => {
-            let machine = fs::read_to_string(MACHINE_ID).unwrap_or_default();
-            // The machine's id itself is not for others (machine-id(5)).
-            let digest = Sha256::digest([b"gemba-edge ", machine.trim().as_bytes()].concat());
-            digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-        }
+    let name = if let Ok(Some(identity)) = identity::load(data_dir) {
+        identity.gateway.to_string()
+    } else {
+        let machine = fs::read_to_string(MACHINE_ID).unwrap_or_default();
+        // The machine's id itself is not for others (machine-id(5)).
+        let digest = Sha256::digest([b"gemba-edge ", machine.trim().as_bytes()].concat());
+        let number = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+        format!("{number:016x}")
     };
     let id = format!("gemba-{name}");
     if let Err(error) = files::write(&file, id.as_bytes()) {
@@ -177,7 +177,7 @@ impl Control {
             (Self::External(wanted), Prepared::External(subscription)) => {
                 wanted.send_if_modified(|current| {
                     let changed = current.mark != subscription.mark;
-                    *current = subscription;
+                    *current = *subscription;
                     changed
                 });
             }
@@ -261,7 +261,7 @@ pub(super) async fn start(
         }
         (Mqtt::External(external), Prepared::External(subscription), _) => {
             let counters = Arc::new(ClientCounters::default());
-            let (wanted, changes) = watch::channel(subscription);
+            let (wanted, changes) = watch::channel(*subscription);
             let counted = Arc::clone(&counters);
             tasks.spawn(async move {
                 listen(changes, deliveries, counted, cancel).await;

@@ -95,6 +95,8 @@ fn a_receipt_for_another_record_than_ours_is_impossible() {
     s.sent(Lane::Events, 3, 100, 0);
     let theirs = Receipt { tail: Some(1), ..receipt(Lane::Events, 3) };
     assert_eq!(s.receipt(&theirs, Known { next: 9, digest: Some(2) }, 1), Judged::Impossible);
+    let skipped = Receipt { tail: None, ..theirs };
+    assert_eq!(s.receipt(&skipped, Known { next: 9, digest: Some(2) }, 1), Judged::Impossible);
     assert_eq!(s.receipt(&theirs, Known { next: 9, digest: Some(1) }, 1), Judged::Release(3));
 }
 

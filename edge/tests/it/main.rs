@@ -4,8 +4,9 @@
 #![allow(unreachable_pub, reason = "its modules are parts of one program")]
 
 mod certificates;
-mod clock;
 mod chaos;
+mod check;
+mod clock;
 mod configuration;
 mod daemon;
 mod delivery;

@@ -6,7 +6,9 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
+    fmt::Write as _,
+    fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -157,7 +159,7 @@ impl Machine {
         let step_us = PHASE.as_micros() as usize / ROWS;
         for row in 0..ROWS {
             let us = row * step_us;
-            csv += &format!("2026-01-01T00:00:{:02}.{:06}Z,{row}\n", us / 1_000_000, us % 1_000_000);
+            writeln!(csv, "2026-01-01T00:00:{:02}.{:06}Z,{row}", us / 1_000_000, us % 1_000_000).unwrap();
         }
         fs::write(self.root().join(format!("root/{phase}.csv")), csv).unwrap();
         let (recording, ledger) = (format!("/root/{phase}.csv"), format!("/root/{phase}.ledger"));
