@@ -1,6 +1,7 @@
 //! The command line, and what the program's end tells: 0, 1 for a failure, 78 (`EX_CONFIG`) for a configuration.
 
 use std::{
+    env,
     ffi::CString,
     fs,
     io::{self, BufRead as _, IsTerminal as _, Write as _},
@@ -239,6 +240,10 @@ fn start_logs(log: Log) {
         .unwrap_or_else(|_| EnvFilter::new(format!("info,sled=warn,tract=warn,{LOG_FILTER}")));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match log {
+        // journald writes the time beside each line.
+        Log::Text if env::var_os("JOURNAL_STREAM").is_some() => {
+            logs.without_time().with_ansi(false).with_target(false).init();
+        }
         Log::Text => logs.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
         Log::Json => logs.json().flatten_event(true).init(),
     }

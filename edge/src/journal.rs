@@ -197,9 +197,10 @@ impl Journal {
         self.generations.bytes()
     }
 
-    /// Takes another budget.
-    pub fn set_budget(&mut self, bytes: u64) {
-        self.settings.budget_bytes = bytes;
+    /// Takes other settings, but for those of the generations.
+    pub fn reconfigure(&mut self, settings: JournalSettings) {
+        self.settings = JournalSettings { generations: self.settings.generations, ..settings };
+        self.generations.sync_every(settings.sync_every);
     }
 
     /// Writes the readings; they are on the disk when this returns. Gives the number of the first block that holds them.

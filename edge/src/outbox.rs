@@ -234,9 +234,9 @@ struct Tail {
 }
 
 impl Outbox {
-    /// Takes another budget; it counts from the next append on.
-    pub fn set_budget(&mut self, bytes: u64) {
-        self.settings.budget_bytes = bytes;
+    /// Takes another budget, and leaves something else free on the disk, from the next append on.
+    pub fn set_room(&mut self, budget_bytes: u64, disk_free_min: u64) {
+        self.settings = OutboxSettings { budget_bytes, disk_free_min, ..self.settings };
     }
 
     /// The epoch that is delivered at present. It changes with [`Outbox::renew_epoch`], and, where more than one waits, with

@@ -334,7 +334,7 @@ impl Pipeline {
     /// If the disk fails; nothing has changed then.
     pub fn reconfigure(&mut self, settings: PipelineSettings, now: Now) -> Result<(), PipelineError> {
         self.write_pending()?;
-        self.journal.set_budget(settings.journal.budget_bytes);
+        self.journal.reconfigure(settings.journal);
         let before = mem::replace(&mut self.settings, settings);
         let mut pending = Pending { write: Write::default(), marks: Vec::new() };
         for ix in 0..self.machines.len() {

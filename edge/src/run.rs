@@ -144,16 +144,8 @@ impl Daemon {
         line.spawn(tokio::runtime::Handle::current(), line_ended.clone())?;
 
         watching::keep_time(&clock, &rest, &mut tasks);
-        let deliverer = Deliverer {
-            outbox,
-            appended,
-            clock,
-            live: live_seen,
-            orders,
-            daemon_orders,
-            bytes_per_second_max: config.cloud.bytes_per_second_max,
-            vitals: Arc::clone(&vitals),
-        };
+        let deliverer =
+            Deliverer { outbox, appended, clock, live: live_seen, orders, daemon_orders, vitals: Arc::clone(&vitals) };
         let way = deliverer.start(&config, &rest, &mut tasks);
         serve_http(&config, &vitals, &rest, &mut tasks).await?;
         watching::over(broker, &vitals, &rest, &mut tasks);

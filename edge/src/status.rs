@@ -4,7 +4,7 @@ use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 
-use crate::health::{Kind, Report, duration_text};
+use crate::health::{Report, duration_text};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -70,12 +70,10 @@ pub fn readable(report: &Report) -> String {
     for figure in &report.figures {
         for (reason, value) in &figure.values {
             match reason {
+                // What never came up would only hide what did; `--json` has it all.
+                _ if *value == 0.0 => {}
                 None => lines.push(format!("  {:<34} {value}", figure.name)),
-                // Reasons that never came up would only hide those that did.
-                Some(reason) if *value > 0.0 || figure.kind == Kind::Gauge => {
-                    lines.push(format!("  {:<34} {value}", format!("{} ({reason})", figure.name)));
-                }
-                Some(_) => {}
+                Some(reason) => lines.push(format!("  {:<34} {value}", format!("{} ({reason})", figure.name))),
             }
         }
     }

@@ -62,8 +62,9 @@ impl Account {
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).current_dir("/");
         for (name, _) in std::env::vars_os() {
-            // Somebody's PGDATA, PGHOST or locale is not this cluster's.
-            if name.to_string_lossy().starts_with("PG") || name.to_string_lossy().starts_with("LC_") {
+            // Somebody's PGDATA, PGHOST or locale is not this cluster's, and what the service manager hears is for the daemon to say.
+            let name_text = name.to_string_lossy();
+            if ["PG", "LC_", "NOTIFY_SOCKET", "WATCHDOG_"].iter().any(|begin| name_text.starts_with(begin)) {
                 command.env_remove(name);
             }
         }

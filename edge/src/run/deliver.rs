@@ -29,6 +29,7 @@ use crate::{
 pub(super) struct Way {
     identity: Arc<Identity>,
     options: MqttOptions,
+    bytes_per_second_max: Option<u32>,
     /// Of all that it was made of.
     mark: [u8; 32],
 }
@@ -51,7 +52,8 @@ pub(super) fn way(config: &Config) -> anyhow::Result<Option<Way>> {
     if let Some(file) = &config.cloud.ca_file {
         digest.update(fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
     }
-    Ok(Some(Way { identity: Arc::new(identity), options, mark: digest.finalize().into() }))
+    let (identity, bytes_per_second_max) = (Arc::new(identity), config.cloud.bytes_per_second_max);
+    Ok(Some(Way { identity, options, bytes_per_second_max, mark: digest.finalize().into() }))
 }
 
 /// What the uplink needs, whether or not there is one.
@@ -64,7 +66,6 @@ pub(super) struct Deliverer {
     pub(super) orders: mpsc::Sender<Order>,
     /// To the daemon.
     pub(super) daemon_orders: mpsc::Sender<Order>,
-    pub(super) bytes_per_second_max: Option<u32>,
     pub(super) vitals: Arc<Vitals>,
 }
 
@@ -136,7 +137,7 @@ impl Deliverer {
             live: self.live.clone(),
             orders: self.orders.clone(),
             daemon_orders: self.daemon_orders.clone(),
-            bytes_per_second_max: self.bytes_per_second_max,
+            bytes_per_second_max: way.bytes_per_second_max,
             status: Arc::new(move || status.status()),
             commands_file,
             state: Arc::clone(&self.vitals.uplink),

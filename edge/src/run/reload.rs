@@ -116,8 +116,9 @@ impl Reloader {
         let (done, taken) = oneshot::channel();
         let change = Change { config: Arc::clone(&config), pipeline, done };
         self.line.send(change).await.map_err(|_| anyhow!("the daemon stops"))?;
-        let (outbox, budget) = (Arc::clone(&self.vitals.outbox), config.outbox_bytes_max);
-        spawn_blocking(move || outbox.lock().unwrap_or_else(PoisonError::into_inner).set_budget(budget)).await?;
+        let outbox = Arc::clone(&self.vitals.outbox);
+        let (budget, free) = (config.outbox_bytes_max, config.disk_free_min);
+        spawn_blocking(move || outbox.lock().unwrap_or_else(PoisonError::into_inner).set_room(budget, free)).await?;
         self.intake.change(intake);
         if way.is_some() || !delivers {
             deliver::change(&self.way, way);

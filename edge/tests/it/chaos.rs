@@ -20,6 +20,7 @@ use crate::{
     plant::{DEADLINE, INTERVAL_US, Plant, count, stored},
 };
 
+mod clock;
 mod disk;
 mod drain;
 mod fleet;
