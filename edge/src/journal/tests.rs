@@ -2,11 +2,17 @@
 
 use std::fs;
 
-use gemba_shared::telemetry::Clock;
+use gemba_shared::{
+    ids::{MachineId, SensorId},
+    telemetry::{Clock, Timestamp},
+};
 use tempfile::TempDir;
 
 use super::*;
-use crate::generations::tests::SmallDisk;
+use crate::{
+    generations::tests::SmallDisk,
+    reading::{MachineIx, SensorIx},
+};
 
 fn now(second: i64) -> Now {
     Now { wall: Timestamp::from_millis(second * 1_000), mono_us: second * 1_000_000, clock: Clock::Trusted }
