@@ -8,29 +8,30 @@
 //! - [`Journal::trim`] deletes the generations whose blocks are all behind a number.
 //! - At its budget it takes no more: nothing is acknowledged until the outbox has taken what is due.
 //!
-//! Rows, in the generations of `generations.rs`: `d` machine → its name and its sensors' names; `f` block → its readings. A block: time of
-//! arrival, the start of the machine by which it counts (0 where the clock was right), microseconds since that start (i64 each), then for each
-//! reading machine, sensor, time (as its distance from the arrival; 0 means that the source gave none) as variable-length integers, and the
-//! value (f64).
+//! Rows, in the generations of `generations.rs`: `d` machine → its name and its sensors' names; `f` block → its readings (`journal/blocks.rs`).
+
+mod blocks;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use gemba_shared::{
+    ids::{MachineId, SensorId},
+    telemetry::{Clock, Timestamp},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     generations::{Found, Generation, GenerationSettings, Generations, StoreError, disk_free},
-    reading::{Now, Reading, Registry},
+    reading::{MachineIx, Now, Reading, Registry, SensorIx},
 };
+use blocks::{READING_BYTES_MAX, begin_block, put_reading, take_integer};
 
-mod block;
-
-pub use block::BLOCK_BYTES;
-use block::{Names, READING_BYTES_MAX, begin_block, put_reading};
+pub use blocks::BLOCK_BYTES;
 
 #[derive(Debug, Clone, Copy)]
 pub struct JournalSettings {
@@ -352,6 +353,54 @@ impl Journal {
 }
 
 type Row = (Vec<u8>, Vec<u8>);
+
+/// The names of one generation: its machines' places, and theirs and their sensors' in this process.
+#[derive(Default)]
+struct Names(HashMap<u32, Option<Places>>);
+
+/// A machine's place in this process, and its sensors'; `None` for what the registry has no room for.
+type Places = (MachineIx, Vec<Option<SensorIx>>);
+
+impl Names {
+    fn learn(&mut self, key: &[u8], row: &[u8], registry: &mut Registry) {
+        let Some(place) = key.first_chunk().map(|key| u32::from_be_bytes(*key)) else { return };
+        let Ok((machine, sensors)) = postcard::from_bytes::<(MachineId, Vec<SensorId>)>(row) else { return };
+        let known = registry.machine(&machine).ok().map(|ix| {
+            let sensors = sensors.iter().map(|sensor| registry.sensor(ix, sensor).ok()).collect();
+            (ix, sensors)
+        });
+        self.0.insert(place, known);
+    }
+
+    /// When the block arrived; `None` if it is no block.
+    fn read(&self, block: &[u8], readings: &mut Vec<Reading>, refused: &mut u64) -> Option<Now> {
+        let (head, mut rest) = block.split_first_chunk::<24>()?;
+        let ([at, boot, mono_us], _) = head.as_chunks::<8>() else { return None };
+        let boot = u64::from_le_bytes(*boot);
+        let arrived = Now {
+            wall: Timestamp(i64::from_le_bytes(*at)),
+            mono_us: i64::from_le_bytes(*mono_us),
+            clock: if boot == 0 { Clock::Trusted } else { Clock::SinceBoot { boot } },
+        };
+        while !rest.is_empty() {
+            let machine = u32::try_from(take_integer(&mut rest)?).ok()?;
+            let sensor = usize::try_from(take_integer(&mut rest)?).ok()?;
+            let distance = take_integer(&mut rest)?;
+            let distance = (distance >> 1) as i64 ^ -((distance & 1) as i64);
+            let (value, left) = rest.split_first_chunk::<8>()?;
+            rest = left;
+            let known = self.0.get(&machine).and_then(Option::as_ref);
+            match known.and_then(|(machine, sensors)| Some((*machine, (*sensors.get(sensor)?)?))) {
+                Some((machine, sensor)) => {
+                    let value = f64::from_le_bytes(*value);
+                    readings.push(Reading { machine, sensor, at: arrived.arrival().plus_us(distance), value });
+                }
+                None => *refused += 1,
+            }
+        }
+        Some(arrived)
+    }
+}
 
 fn block_key(number: u64) -> Vec<u8> {
     [b"f", &number.to_be_bytes()[..]].concat()

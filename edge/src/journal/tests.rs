@@ -2,17 +2,11 @@
 
 use std::fs;
 
-use gemba_shared::{
-    ids::{MachineId, SensorId},
-    telemetry::{Clock, Timestamp},
-};
+use gemba_shared::telemetry::Clock;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{
-    generations::tests::SmallDisk,
-    reading::{MachineIx, SensorIx},
-};
+use crate::generations::tests::SmallDisk;
 
 fn now(second: i64) -> Now {
     Now { wall: Timestamp::from_millis(second * 1_000), mono_us: second * 1_000_000, clock: Clock::Trusted }
