@@ -2,7 +2,7 @@
 //!
 //! Fills an outbox with the summaries of 250 machines × 8 sensors, some events, and the machines' states, as the pipeline does, until
 //! its records have 1 GB; opens it again in a process of its own, and drains it while new records come. Arguments: `--mb N` for
-//! another size.
+//! another size, `--fill DIR` to fill a data directory and leave it there.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::{
@@ -236,6 +236,9 @@ fn main() {
         return drain(Path::new(dir));
     }
     let megabytes: u64 = after("--mb").map_or(1_000, |text| text.parse().unwrap());
+    if let Some(dir) = after("--fill") {
+        return fill(&Path::new(dir).join("outbox"), megabytes * MB);
+    }
     let dir = tempfile::TempDir::new().unwrap();
     let outbox = dir.path().join("outbox");
     fill(&outbox, megabytes * MB);

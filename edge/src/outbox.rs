@@ -3,8 +3,7 @@
 //!
 //! - [`Outbox::append`] writes records and states as one: both are on the disk when it returns, or neither counts.
 //! - Records are numbered from 1 without holes within (epoch, lane). The epoch is drawn at random with a new outbox, and again when
-//!   numbers or states are in doubt. A number whose record is lost is delivered as a [`Gap`]: the first of a run
-//!   tells how many, those behind it count 0.
+//!   numbers or states are in doubt. A number whose record is lost is delivered as a [`Gap`].
 //! - Only [`Outbox::release`], called for a receipt, lets records go. Space comes back by whole generations.
 //! - Over its budget, or where the disk has little room left, it makes *room* (`room.rs`): the oldest summaries that were
 //!   never sent are thinned to coarser intervals; then the oldest are given up; events go last of all.
@@ -177,8 +176,8 @@ pub struct Outbox {
     failed: bool,
     /// Numbers in whose place something else is delivered, which lies in `standing`.
     replaced: BTreeSet<(Lane, u64)>,
-    /// The run of missing numbers that was last told although its beginning could not be seen.
-    told: [Option<Range<u64>>; 2],
+    /// Damaged numbers up to here are counted.
+    damaged_to: [u64; 2],
     oldest_at: Option<(Lane, u64, Option<Timestamp>)>,
     counters: OutboxCounters,
 }

@@ -106,7 +106,7 @@ impl Outbox {
             sent: known.tail.as_ref().map_or([FIRST; 2], |tail| tail.sent),
             failed: false,
             replaced: BTreeSet::new(),
-            told: [None, None],
+            damaged_to: [0; 2],
             oldest_at: None,
             counters: OutboxCounters::default(),
         };
