@@ -384,6 +384,10 @@ impl World {
                     self.excused.extend(now.difference(&self.outbox.ids()));
                     self.cloud.mixed = true;
                     self.up.kept.clear();
+                    // A refusal names a record by its number alone; one from before this start comes only from a broker that replays.
+                    let is_refusal = |said: &Downlink| matches!(said, Downlink::Refused(_));
+                    self.down.kept.retain(|said| !is_refusal(said));
+                    self.down.under_way.retain(|(_, said)| !is_refusal(said));
                     self.restart();
                     // It works for a while before anybody hears of it.
                     for _ in 0..self.rng.random_range(0..400) {
