@@ -414,4 +414,4 @@ impl Generations {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -156,3 +156,74 @@ fn tell_missing(missing: &[Missing], out: &mut impl Write) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::FileExt as _};
+
+    use gemba_shared::{
+        message::Lane,
+        telemetry::{Gap, GapReason, Record},
+    };
+
+    use super::*;
+    use crate::outbox::Write as Append;
+
+    fn record(n: u64) -> (Lane, Record) {
+        (Lane::Events, Record::Gap(Gap { first: n, last: n, count: n, reason: GapReason::DiskFull }))
+    }
+
+    fn all(json: bool, file: &Path) -> [OutboxCommand; 4] {
+        let output = Some(file.to_owned());
+        [
+            OutboxCommand::Inspect { json },
+            OutboxCommand::Verify { json },
+            OutboxCommand::Export { output },
+            OutboxCommand::Repair { json },
+        ]
+    }
+
+    #[test]
+    fn it_tells_exports_and_repairs_but_not_while_the_daemon_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::parse(&format!("[gateway]\ndata_dir = {:?}", dir.path()), Path::new("/")).unwrap();
+        let place = dir.path().join("outbox");
+        assert!(run(&OutboxCommand::Inspect { json: false }, &config).unwrap_err().to_string().contains("no outbox"));
+
+        let (mut outbox, _) = Outbox::open(&place, OutboxSettings::default()).unwrap();
+        outbox.append(&Append { records: (1..1_001).map(record).collect(), states: vec![] }).unwrap();
+        let file = dir.path().join("records.jsonl");
+        for command in all(false, &file) {
+            let refused = run(&command, &config).unwrap_err().to_string();
+            assert!(
+                refused.contains("systemctl stop") && refused.contains(&std::process::id().to_string()),
+                "{refused}"
+            );
+        }
+        drop(outbox);
+        for command in all(true, &file) {
+            run(&command, &config).unwrap();
+        }
+        let lines = fs::read_to_string(&file).unwrap();
+        assert_eq!(lines.lines().count(), 1_000);
+        assert!(lines.starts_with("{\"lane\":\"events\",\"number\":1,\"record\":{\"Gap\":{"), "{lines:.100}");
+
+        // A part of the records' database is gone.
+        let database = place.join("generations/00000000000000000001/db");
+        let length = fs::metadata(&database).unwrap().len();
+        let before = fs::read(&database).unwrap();
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&database)
+            .unwrap()
+            .write_all_at(&vec![0; length as usize / 2], 0)
+            .unwrap();
+        let hurt = fs::read(&database).unwrap();
+        assert!(before != hurt);
+        let damaged = run(&OutboxCommand::Verify { json: false }, &config).unwrap_err().to_string();
+        assert!(damaged.contains("repair"), "{damaged}");
+        assert!(fs::read(&database).unwrap() == hurt, "looking changes nothing");
+        run(&OutboxCommand::Repair { json: false }, &config).unwrap();
+        assert!(Outbox::open(&place, OutboxSettings::default()).is_ok());
+    }
+}

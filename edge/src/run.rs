@@ -126,6 +126,7 @@ impl Daemon {
             gateway: Mutex::default(),
             models: Mutex::new(models),
             reloads: Mutex::default(),
+            sync_interval: config.sync_interval,
         });
         let line_ended = CancellationToken::new();
         let line = Line {

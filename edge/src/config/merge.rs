@@ -30,6 +30,8 @@ pub fn merge(running: &Config, new: Config) -> Merged {
         (new, running) => keep(new, running, "mqtt.url", &mut restart),
     }
     keep(&mut config.http, &running.http, "http.listen", &mut restart);
+    keep(&mut config.disk_free_min, &running.disk_free_min, "outbox.disk_free_min", &mut restart);
+    keep(&mut config.sync_interval, &running.sync_interval, "outbox.durability", &mut restart);
     Merged { config, restart }
 }
 
@@ -81,6 +83,11 @@ mod tests {
         check("", "[mqtt]\nurl = \"mqtt://b\"\n", &["mqtt.url"]);
         check("[mqtt]\nurl = \"mqtt://b\"\n", "[mqtt]\nurl = \"mqtt://c\"\nusername = \"u\"\n", &["mqtt.url"]);
         check("", "[http]\nlisten = \"127.0.0.1:9601\"\n", &["http.listen"]);
+        check(
+            "",
+            "[outbox]\ndisk_free_min = \"1GiB\"\ndurability = \"interval\"\n",
+            &["outbox.disk_free_min", "outbox.durability"],
+        );
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn copy_into(from: &Path, to: &Path) {
     }
 }
 
-fn roll(store: &mut Generations, rows: Vec<(Vec<u8>, Vec<u8>)>, tail: &[u8]) -> u64 {
+fn roll(store: &mut Generations, rows: &[(Vec<u8>, Vec<u8>)], tail: &[u8]) -> u64 {
     let fill =
         |_: &mut Generations, filler: &mut Filler<'_>| rows.iter().try_for_each(|(key, value)| filler.put(key, value));
     store.roll::<StoreError>(tail, fill).unwrap()
@@ -65,7 +65,7 @@ fn begun(dir: &Path) -> Generations {
     let (mut store, damage) = Generations::open(dir, small()).unwrap();
     assert!(damage.is_none() && store.newest().is_none());
     assert!(matches!(store.append(&[], &[], b""), Err(StoreError::NoGeneration)));
-    roll(&mut store, Vec::new(), b"0");
+    roll(&mut store, &[], b"0");
     store
 }
 
@@ -100,7 +100,7 @@ fn closed_generations_are_read_and_deleted() {
     let mut store = begun(dir.path());
     for n in 0..3 {
         store.append(&rows(n * 10..n * 10 + 10), &[], b"a").unwrap();
-        assert_eq!(roll(&mut store, rows(1_000..1_001), b"b"), n + 2);
+        assert_eq!(roll(&mut store, &rows(1_000..1_001), b"b"), n + 2);
     }
     let (mut store, damage) = {
         drop(store);
@@ -119,7 +119,9 @@ fn closed_generations_are_read_and_deleted() {
 fn a_second_process_is_refused() {
     let dir = TempDir::new().unwrap();
     let _store = begun(dir.path());
-    assert!(matches!(Generations::open(dir.path(), small()), Err(StoreError::Locked { .. })));
+    let refused = Generations::open(dir.path(), small()).unwrap_err();
+    assert!(matches!(refused, StoreError::Locked { .. }));
+    assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
 }
 
 #[test]
@@ -134,7 +136,7 @@ fn a_generation_that_was_never_finished_is_removed() {
     assert_eq!(store.newest().unwrap().0, 1);
     store.append(&rows(3..5), &[], b"b").unwrap();
     assert_eq!(all(&mut store, 1), intact(rows(0..5)));
-    assert_eq!(roll(&mut store, Vec::new(), b"c"), 3);
+    assert_eq!(roll(&mut store, &[], b"c"), 3);
 }
 
 #[test]
@@ -162,7 +164,7 @@ fn damage_to_the_newest_generation_is_seen() {
             seen += 1;
         }
         if store.newest().is_none() {
-            roll(&mut store, rows(0..1), b"new");
+            roll(&mut store, &rows(0..1), b"new");
         }
         store.append(&rows(5..6), &[], b"goes on").unwrap();
     }
@@ -170,17 +172,35 @@ fn damage_to_the_newest_generation_is_seen() {
 }
 
 /// A file system of its own that can be full; `None` where it may not be mounted.
-struct SmallDisk(TempDir);
+pub(crate) struct SmallDisk(pub(crate) TempDir);
 
 impl SmallDisk {
-    fn mount() -> Option<Self> {
+    pub(crate) fn mount(size: &str) -> Option<Self> {
         let dir = TempDir::new().unwrap();
         let mount = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
             .arg(dir.path())
             .stderr(std::process::Stdio::null())
             .status();
         mount.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl SmallDisk {
+    /// Makes it full; gives the file that takes the room.
+    pub(crate) fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("ballast");
+        let mut file = File::create(&path).unwrap();
+        let block = vec![0; 64 * 1_024];
+        while io::Write::write_all(&mut file, &block).is_ok() {}
+        while io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+        path
+    }
+
+    pub(crate) fn make_read_only(&self, read_only: bool) {
+        let option = if read_only { "remount,ro" } else { "remount,rw" };
+        let done = std::process::Command::new("mount").args(["-o", option]).arg(self.0.path()).status();
+        assert!(done.is_ok_and(|status| status.success()));
     }
 }
 
@@ -193,7 +213,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
-    let Some(disk) = SmallDisk::mount() else {
+    let Some(disk) = SmallDisk::mount("8m") else {
         println!("skipped: no file system may be mounted here");
         return;
     };

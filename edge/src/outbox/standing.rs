@@ -23,7 +23,7 @@ use crate::generations::{Filler, Found, GenerationSettings, Generations, StoreEr
 /// A generation is not full below this.
 const GENERATION_BYTES: u64 = 6 * 1_024 * 1_024;
 /// Nor below this many times what it began with, so that large states do not fill each new one at once.
-const GROWTH: u64 = 3;
+const GROWTH: u64 = 2;
 /// Rows go to sled in batches of about this size.
 const BATCH_BYTES: usize = 512 * 1_024;
 const HEAD_BYTES: usize = 8;
@@ -273,12 +273,6 @@ impl Standing {
     pub(super) fn catalog_at(&mut self, number: u64) -> Result<Option<Record>, OutboxError> {
         let Some(machine) = self.catalogs.get(&number).cloned() else { return Ok(None) };
         Ok(self.get(&catalog_key(&machine, number))?.and_then(|value| postcard::from_bytes(&value).ok()))
-    }
-
-    /// The first catalog's number behind this one, or `end`.
-    pub(super) fn next_catalog(&self, lane: Lane, number: u64, end: u64) -> u64 {
-        let behind = (lane == Lane::Summaries && number + 1 < end).then(|| self.catalogs.range(number + 1..end).next());
-        behind.flatten().map_or(end, |(number, _)| *number)
     }
 
     /// Whether there is no generation to write to.

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::generations::tests::SmallDisk;
 
 pub(super) fn settings() -> OutboxSettings {
     let generations = GenerationSettings { generation_bytes: 1 << 20, cache_bytes: 1 << 20 };
@@ -73,9 +74,14 @@ pub(super) fn read_all(outbox: &mut Outbox, lane: Lane) -> Vec<Record> {
 }
 
 pub(super) fn copy(from: &Path) -> TempDir {
-    let to = TempDir::new().unwrap();
+    let to = in_memory();
     copy_into(from, to.path());
     to
+}
+
+/// Where syncs cost nothing, if there is such a place.
+pub(crate) fn in_memory() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
 }
 
 fn copy_into(from: &Path, to: &Path) {
@@ -295,6 +301,65 @@ fn when_the_states_are_lost_new_records_go_under_a_new_epoch_behind_the_old() {
     let new = outbox.epoch();
     drop(outbox);
     assert_eq!(Outbox::open(dir.path(), settings()).unwrap().0.epoch(), new);
+}
+
+#[test]
+fn a_full_or_read_only_disk_is_delivered_from_also_after_a_restart() {
+    let Some(disk) = SmallDisk::mount("24m") else {
+        println!("skipped: no file system may be mounted here");
+        return;
+    };
+    let dir = disk.0.path().join("outbox");
+    let (mut outbox, _) = Outbox::open(&dir, settings()).unwrap();
+    let mut next = 1;
+    while outbox.contents.len() < 4 {
+        outbox.append(&write(Lane::Summaries, next..next + 50)).unwrap();
+        next += 50;
+    }
+    let states = write(Lane::Summaries, 0..next).states;
+    for read_only in [false, true] {
+        let oldest = outbox.oldest(Lane::Summaries);
+        let held: Vec<Record> = (oldest..next).map(record).collect();
+        let ballast = disk.fill();
+        if read_only {
+            // It cannot be made so while it is written to.
+            drop(outbox);
+            disk.make_read_only(true);
+        } else {
+            let error = outbox.append(&write(Lane::Summaries, next..next + 500)).unwrap_err();
+            assert!(error.is_disk_full(), "{error}");
+            assert_eq!(read_all(&mut outbox, Lane::Summaries), held);
+            drop(outbox);
+        }
+        // A restart starts, knows everything, and lets go what is receipted.
+        let (mut again, opened) = Outbox::open(&dir, settings()).unwrap();
+        assert_eq!((opened.lost_records, opened.states_lost, &opened.states), (0, false, &states));
+        // What was released on the full disk could not be noted.
+        let oldest = again.oldest(Lane::Summaries);
+        let held: Vec<Record> = (oldest..next).map(record).collect();
+        assert_eq!(read_all(&mut again, Lane::Summaries), held);
+        let error = again.append(&write(Lane::Summaries, next..next + 500)).unwrap_err();
+        assert!(error.is_disk_full(), "{error}");
+        let epoch = again.epoch();
+        again.release(epoch, Lane::Summaries, oldest + 9).unwrap();
+        assert_eq!(read_all(&mut again, Lane::Summaries), held[10..]);
+        assert_eq!(again.counters().damaged, 0);
+        if read_only {
+            drop(again);
+            disk.make_read_only(false);
+            again = Outbox::open(&dir, settings()).unwrap().0;
+        }
+        fs::remove_file(ballast).unwrap();
+        outbox = again;
+    }
+    outbox.append(&write(Lane::Summaries, next..next + 10)).unwrap();
+    let held = (outbox.oldest(Lane::Summaries)..next + 10).map(record).collect::<Vec<_>>();
+    assert_eq!(read_all(&mut outbox, Lane::Summaries), held);
+    drop(outbox);
+    let (mut outbox, opened) = Outbox::open(&dir, settings()).unwrap();
+    assert_eq!((opened.lost_records, opened.quarantined.len()), (0, 0));
+    let first = outbox.oldest(Lane::Summaries);
+    assert_eq!(read_all(&mut outbox, Lane::Summaries), (first..next + 10).map(record).collect::<Vec<_>>());
 }
 
 proptest! {

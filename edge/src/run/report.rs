@@ -1,6 +1,9 @@
 //! Gathers what the parts tell of themselves.
 
-use std::sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use gemba_shared::{
     ids::GatewayId,
@@ -42,6 +45,8 @@ pub(super) struct Vitals {
     pub(super) gateway: Mutex<Delivering>,
     pub(super) models: Mutex<Vec<ModelState>>,
     pub(super) reloads: Mutex<Reloads>,
+    /// How long what was acknowledged may wait for its sync.
+    pub(super) sync_interval: Option<Duration>,
 }
 
 /// Whether there is somewhere to deliver to.
@@ -164,6 +169,11 @@ impl Vitals {
         tell("backlog", backlog_text(&backlog, self.clock.now().wall));
         let drops: Vec<_> = self.drops(&outbox).map(|(reason, count)| format!("{count} {reason}")).collect();
         tell("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") });
+        let durability = match self.sync_interval {
+            None => "what is acknowledged is on the disk".to_owned(),
+            Some(every) => format!("a power cut may take what was acknowledged in the last {} ms", every.as_millis()),
+        };
+        tell("durability", durability);
         let clock = match clock {
             Trust::Trusted => "right",
             _ => "not set: what arrives is dated when the time is known",
@@ -279,8 +289,12 @@ impl Vitals {
     /// What was rejected or lost, by reason, where there was any.
     fn drops(&self, outbox: &OutboxCounters) -> impl Iterator<Item = (&'static str, u64)> {
         let line = *lock(&self.line.counters);
-        let others =
-            [("late", line.late), ("outbox_over_budget", outbox.over_budget), ("outbox_damaged", outbox.damaged)];
+        let others = [
+            ("late", line.late),
+            ("outbox_thinned", outbox.thinned),
+            ("outbox_over_budget", outbox.over_budget + outbox.events_over_budget),
+            ("outbox_damaged", outbox.damaged),
+        ];
         self.rejected().chain(others).filter(|(_, count)| *count > 0)
     }
 
@@ -346,11 +360,18 @@ fn line_figures(line: &PipelineCounters) -> Vec<Figure> {
 }
 
 fn outbox_figures(outbox: &OutboxCounters) -> Vec<Figure> {
-    let dropped = [("over_budget", outbox.over_budget), ("damaged", outbox.damaged), ("too_large", outbox.too_large)];
+    let dropped = [
+        ("over_budget", outbox.over_budget),
+        ("events_over_budget", outbox.events_over_budget),
+        ("damaged", outbox.damaged),
+        ("too_large", outbox.too_large),
+    ];
     vec![
         Figure::counter("outbox_records", "Records put into the outbox", outbox.records),
         Figure::counter("outbox_released", "Records that the cloud has", outbox.released),
         Figure::counter("outbox_refused", "Records that the cloud refused for good", outbox.refused),
+        Figure::counter("outbox_thinned", "Summaries that went into coarser ones for want of room", outbox.thinned),
+        Figure::counter("outbox_states_too_large", "States of machines that are not kept", outbox.states_too_large),
         Figure::by_reason("outbox_dropped", "Records that will never be delivered", dropped),
     ]
 }

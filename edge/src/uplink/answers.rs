@@ -75,9 +75,15 @@ impl Connection<'_> {
             Judged::Release(through) => {
                 // An old receipt that somebody sends again releases nothing.
                 self.uplink.clock.hear(receipt.now);
-                let released = self.uplink.outbox(move |outbox| outbox.release(epoch, lane, through)).await;
-                if let Some(Err(error)) = released {
+                let work = move |outbox: &mut Outbox| (outbox.release(epoch, lane, through), outbox.epoch());
+                let Some((released, now)) = self.uplink.outbox(work).await else { return };
+                if let Err(error) = released {
                     self.uplink.state.outbox_failed(&error.into());
+                }
+                // With the last record of an epoch the next one begins, where one waits.
+                if now != epoch {
+                    self.tails = [None; 2];
+                    self.session.renewed(now, mono_us);
                 }
             }
             Judged::Impossible => self.renew(mono_us).await,

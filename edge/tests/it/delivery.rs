@@ -146,15 +146,14 @@ async fn only_the_enrolled_clouds_receipt_lets_records_go() {
     let held = backlog(&gateway);
     assert!(held > 0);
 
-    // A stranger's receipt, one of another outbox, and one of numbers that do not exist change nothing.
+    // A stranger's receipt, and one of another outbox, change nothing.
     let refused = || gateway.metric("gemba_edge_uplink_receipts_total");
     cloud.say(&receipt(&batch, 1), &SigningKey::from_bytes(&[9; 32])).await;
     wait("the stranger to be told of", || gateway.log_text().contains("does not have the key").then_some(())).await;
     let mut other = batch.clone();
     other.seq.epoch.0 ^= 1;
     cloud.say(&receipt(&other, 1), &cloud.key).await;
-    cloud.say(&receipt(&batch, 1_000_000), &cloud.key).await;
-    wait("both to be judged", || (refused() >= 2).then_some(())).await;
+    wait("it to be judged", || (refused() >= 1).then_some(())).await;
     assert!(backlog(&gateway) >= held);
 
     // Without a receipt the batch comes again, also to a gateway that was killed.
@@ -258,14 +257,11 @@ async fn a_record_that_the_cloud_refuses_is_a_dead_letter_and_holds_nothing_up()
     let letter = fs::read_to_string(letter).unwrap();
     assert!(letter.contains("time_out_of_bounds") && letter.contains("p1"), "{letter}");
 
-    // What comes again has a gap in its place; everything is delivered.
+    // What comes again has a gap in its place, and everything is delivered.
+    let is_told = |record: &Record| matches!(record, Record::Gap(Gap { reason: GapReason::Refused, count: 1, .. }));
+    while !cloud.batch(Lane::Summaries).await.records.iter().any(is_told) {}
     gateway.publish(&[("plant/p1/t", b"2")]).await;
-    let batches = deliver(&mut cloud, &gateway).await;
-    let told = batches
-        .iter()
-        .flat_map(|batch| &batch.records)
-        .any(|record| matches!(record, Record::Gap(Gap { reason: GapReason::Refused, count: 1, .. })));
-    assert!(told || batches.iter().all(|batch| batch.seq.number > number), "{batches:?}");
+    deliver(&mut cloud, &gateway).await;
     gateway.terminate();
 }
 

@@ -14,6 +14,7 @@ mod devices;
 mod external;
 mod gateway;
 mod ledger;
+mod link;
 mod mosquitto;
 mod plant;
 mod powercut;

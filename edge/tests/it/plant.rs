@@ -25,6 +25,9 @@ use crate::{
 };
 
 pub const INTERVAL_US: i64 = 10_000_000;
+/// A file in a plant's directory for libfaketime, and that library (Debian's package faketime).
+pub const FAKETIME: &str = "faketime";
+pub const FAKETIME_LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 /// How long anything may take that must happen.
 pub const DEADLINE: Duration = Duration::from_mins(2);
 
@@ -223,9 +226,19 @@ impl Plant {
         Process::start(&cloud_binary(), &["serve", "--config", config.to_str().unwrap()], log)
     }
 
+    /// With a wall clock that says what the file [`FAKETIME`] in the directory says, where there is one.
     fn start_edge(directory: &Path) -> Process {
         let config = directory.join("edge.toml");
-        Process::start(&edge_binary(), &["run", "--config", config.to_str().unwrap()], directory.join("edge.log"))
+        let clock = directory.join(FAKETIME);
+        let faked = [
+            ("LD_PRELOAD", FAKETIME_LIBRARY),
+            ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let env: &[_] = if clock.exists() { &faked } else { &[] };
+        let args = ["run", "--config", config.to_str().unwrap()];
+        Process::start_in(&edge_binary(), &args, env, directory.join("edge.log"))
     }
 
     pub async fn edge_ready(&self) {

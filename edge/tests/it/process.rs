@@ -16,9 +16,15 @@ pub struct Process {
 
 impl Process {
     pub fn start(binary: &Path, args: &[&str], log: PathBuf) -> Self {
+        Self::start_in(binary, args, &[], log)
+    }
+
+    /// With these variables of the environment.
+    pub fn start_in(binary: &Path, args: &[&str], env: &[(&str, &str)], log: PathBuf) -> Self {
         let file = fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = Command::new(binary)
             .args(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)

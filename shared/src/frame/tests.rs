@@ -53,10 +53,10 @@ fn forge(header: impl FnOnce(&mut Vec<u8>), body: &[u8]) -> Vec<u8> {
 #[test]
 fn golden_bytes() {
     expect![[r#"
-        474d420100010707070707070707070707070707070707000000000900ac02d0
-        0f225475f7e8b9fb35c5b4377ed2d948a454c160a6b6a361d995d0a9407568c0
-        396e99eebc28038e2f820de305df62bdc6d8c6cc481be2db39f3f63864e5bc15
-        9fd6351400"#]]
+        474d420100010707070707070707070707070707070709000000000900ac02d0
+        0f01079cc6e9d9682048408a3d14d79d7c990019e3ea1f70b76af1cdec55d4d0
+        9c9d46f752d36caba48c9ab7a3588b191aafa4a596b1a621b046400c8c5ecb3e
+        82066cd1811b01"#]]
     .assert_eq(&hex(&sealed()));
 }
 
@@ -166,6 +166,46 @@ fn records() -> impl Strategy<Value = Record> {
     let gaps = (any::<u64>(), any::<u64>(), any::<u64>())
         .prop_map(|(first, last, count)| Record::Gap(Gap { first, last, count, reason: GapReason::Damaged }));
     prop_oneof![summaries(), gaps]
+}
+
+/// Summaries as a plant makes them: values of a few decimals, means and deviations of any digits.
+#[test]
+fn a_batch_of_summaries_is_made_smaller() {
+    let noise = |n: u32| f64::from(n.wrapping_mul(2_654_435_761) >> 20) / 4_096.0;
+    let sensor = |n: u32| {
+        let min = 20.0 + (noise(n) * 100.0).round() / 100.0;
+        let (max, last) = (min + 0.75, min + 0.25);
+        let (mean, sd) = (min + noise(n + 1), noise(n + 2) / 3.0);
+        Some(SensorSummary { count: 10, min, max, mean, sd, last, quality: Quality::Good })
+    };
+    let summary = |n: u32| {
+        Record::Summary(Summary {
+            machine: MachineId::new(&format!("pump-{}", n % 25)).unwrap(),
+            start: Timestamp(1_790_000_000_000_000 + i64::from(n / 25) * 10_000_000),
+            interval_ms: 10_000,
+            catalog_revision: 1,
+            sensors: (0..8).map(|k| sensor(8 * n + k)).collect(),
+            verdict: Verdict {
+                detector: DetectorState::Watching,
+                score: Some(noise(n) as f32),
+                health_percent: Some(97.5),
+                mode: Mode::Running,
+            },
+            energy_wh: None,
+            clock: Clock::Trusted,
+        })
+    };
+    let records: Vec<Record> = (0..170).map(summary).collect();
+    let message = Uplink::Batch(Batch {
+        seq: Seq { epoch: Epoch(1), lane: Lane::Summaries, number: 1 },
+        oldest: 1,
+        before: None,
+        records,
+    });
+    let plain = postcard::to_stdvec(&message).unwrap().len();
+    let frame = seal(&message, GATEWAY, &key()).unwrap().len();
+    println!("170 summaries of 8 sensors: {plain} bytes, {frame} in a frame ({:.2})", frame as f64 / plain as f64);
+    assert!(frame < plain * 9 / 10, "{frame} of {plain}");
 }
 
 proptest! {

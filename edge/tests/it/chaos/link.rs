@@ -60,8 +60,7 @@ async fn an_hour_without_a_link_arrives_whole() {
     let plant = Plant::start_as(Setting { edge: PATIENT, ..Setting::default() }).await;
     let hours = if is_long() { 5 } else { 1 };
     // A second of the devices' in a millisecond: the longer the outage, the longer the uplink pauses before it tries again.
-    let pace =
-        Pace { machines: 1, step: Duration::from_secs(1), every: Duration::from_millis(1), ..Pace::default() };
+    let pace = Pace { machines: 1, step: Duration::from_secs(1), every: Duration::from_millis(1), ..Pace::default() };
     let fleet = Fleet::start(plant.mqtt, pace);
     fleet.goes_on(400).await;
     plant.link.cut();
