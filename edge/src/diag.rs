@@ -67,6 +67,7 @@ fn write(file: File, config: &Result<Config, Refused>, now: Timestamp) -> io::Re
         Ok(config) => {
             archive.add("configuration.txt", format!("{config:#?}\n").as_bytes())?;
             archive.add("data.txt", listing(&config.data_dir).as_bytes())?;
+            archive.add("outbox.txt", &outbox(config))?;
             for path in ["status", "metrics", "healthz", "readyz"] {
                 let said = status::get(config.http, path).unwrap_or_else(|error| format!("{error:#}\n"));
                 archive.add(&format!("{path}.txt"), said.as_bytes())?;
@@ -121,6 +122,15 @@ fn output_of(command: &[&str]) -> Vec<u8> {
         }
         Err(error) => format!("{}: {error}\n", command.join(" ")).into_bytes(),
     }
+}
+
+/// What `outbox inspect` says: as a program of its own, since it looks as the daemon's user. While the daemon runs it says only that.
+fn outbox(config: &Config) -> Vec<u8> {
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("gemba-edge"));
+    let file = config.file.clone().unwrap_or_default();
+    let (program, file) = (program.to_string_lossy(), file.to_string_lossy());
+    let command = [&*program, "outbox", "inspect", "--config", &*file];
+    output_of(if file.is_empty() { &command[..3] } else { &command })
 }
 
 /// Names, sizes and modes of what lies in the data directory; no contents.
