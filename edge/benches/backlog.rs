@@ -2,7 +2,7 @@
 //!
 //! Fills an outbox with the summaries of 250 machines × 8 sensors, some events, and the machines' states, as the pipeline does, until
 //! its records have 1 GB; opens it again in a process of its own, and drains it while new records come. Arguments: `--mb N` for
-//! another size.
+//! another size, `--fill DIR` to fill a data directory and leave it there.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::{
@@ -177,6 +177,8 @@ fn fill(dir: &Path, logical_max: u64) {
     );
     println!("  records/s                    {:.0}", records as f64 / seconds);
     println!("  disk / logical, full         {:.2}", disk as f64 / logical as f64);
+    let states = disk_bytes(&dir.join("standing"));
+    println!("  of it the states             {:.1} MB", states as f64 / 1e6);
     println!("  disk / logical, at worst     {worst_ratio:.2} (sampled each 500 intervals)");
     println!("  resident                     {:.1} MiB (peak {:.1})", resident_mib("VmRSS:"), resident_mib("VmHWM:"));
 }
@@ -236,6 +238,9 @@ fn main() {
         return drain(Path::new(dir));
     }
     let megabytes: u64 = after("--mb").map_or(1_000, |text| text.parse().unwrap());
+    if let Some(dir) = after("--fill") {
+        return fill(&Path::new(dir).join("outbox"), megabytes * MB);
+    }
     let dir = tempfile::TempDir::new().unwrap();
     let outbox = dir.path().join("outbox");
     fill(&outbox, megabytes * MB);

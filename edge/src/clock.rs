@@ -82,9 +82,11 @@ impl Clock {
     /// What the clocks say.
     #[must_use]
     pub fn now(&self) -> Now {
-        let mono_us = since_boot_us();
-        if self.setting == ClockTrust::Trusted || self.synchronised.load(Relaxed) {
-            return Now { wall: wall(), mono_us, clock: Trust::Trusted };
+        let (wall, mono_us) = (wall(), since_boot_us());
+        // Whoever vouched for it did not mean a clock that was set to 1970 since: readings would be refused as of the future.
+        let vouched = self.synchronised.load(Relaxed) && wall >= RIGHT_SINCE;
+        if self.setting == ClockTrust::Trusted || vouched {
+            return Now { wall, mono_us, clock: Trust::Trusted };
         }
         match self.known_us.load(Relaxed) {
             UNKNOWN => Now {

@@ -3,8 +3,7 @@
 //!
 //! - [`Outbox::append`] writes records and states as one: both are on the disk when it returns, or neither counts.
 //! - Records are numbered from 1 without holes within (epoch, lane). The epoch is drawn at random with a new outbox, and again when
-//!   numbers or states are in doubt. A number whose record is lost is delivered as a [`Gap`]: the first of a run
-//!   tells how many, those behind it count 0.
+//!   numbers or states are in doubt. A number whose record is lost is delivered as a [`Gap`].
 //! - Only [`Outbox::release`], called for a receipt, lets records go. Space comes back by whole generations.
 //! - Over its budget, or where the disk has little room left, it makes *room* (`room.rs`): the oldest summaries that were
 //!   never sent are thinned to coarser intervals; then the oldest are given up; events go last of all.
@@ -177,8 +176,8 @@ pub struct Outbox {
     failed: bool,
     /// Numbers in whose place something else is delivered, which lies in `standing`.
     replaced: BTreeSet<(Lane, u64)>,
-    /// The run of missing numbers that was last told although its beginning could not be seen.
-    told: [Option<Range<u64>>; 2],
+    /// Damaged numbers up to here are counted.
+    damaged_to: [u64; 2],
     oldest_at: Option<(Lane, u64, Option<Timestamp>)>,
     counters: OutboxCounters,
 }
@@ -294,12 +293,12 @@ impl Outbox {
         let mut contents = self.contents.get(&newest).copied().unwrap_or_else(|| begin(&lanes));
         let mut standing = Vec::with_capacity(write.states.len());
         for state in &write.states {
-            match standing::state_row(state) {
-                Some(row) => standing.push(row),
-                None => {
-                    tracing::error!(machine = %state.machine, part = state.part, bytes = state.bytes.len(), "a state is too large and is not kept");
-                    self.counters.states_too_large += 1;
-                }
+            if let Some(row) = standing::state_row(state) {
+                standing.push(row);
+            } else {
+                let (machine, part, bytes) = (&state.machine, state.part, state.bytes.len());
+                tracing::error!(%machine, part, bytes, "a state is too large and is not kept");
+                self.counters.states_too_large += 1;
             }
         }
         let mut packers = Lane::ALL.map(|lane| Packer::new(lane, lanes[index(lane)].next));
@@ -321,8 +320,8 @@ impl Outbox {
             span.next = state.next;
             span.filled = state.next;
         }
-        let rows = packers.into_iter().flat_map(Packer::finish).collect();
-        self.write(standing, rows, lanes, newest, contents)?;
+        let rows: Vec<Row> = packers.into_iter().flat_map(Packer::finish).collect();
+        self.write(standing, &rows, lanes, newest, contents)?;
         self.counters.appends += 1;
         self.counters.records += write.records.len() as u64;
         Ok(())
@@ -332,7 +331,7 @@ impl Outbox {
     fn write(
         &mut self,
         standing: Vec<Row>,
-        rows: Vec<Row>,
+        rows: &[Row],
         lanes: [LaneState; 2],
         newest: u64,
         contents: Contents,
@@ -346,7 +345,7 @@ impl Outbox {
         self.standing.write(&standing, standing::Tail { append, lives: self.lives.clone(), lanes })?;
         self.failed = true;
         let tail = Tail { append, lives: self.lives.clone(), lanes, sent: self.sent, contents, replaces: None };
-        self.generations.append(&rows, &stale, &encode(&tail)?)?;
+        self.generations.append(rows, &stale, &encode(&tail)?)?;
         self.failed = false;
         self.standing.commit(standing.into_iter().map(|(key, _)| key));
         self.append = append;

@@ -247,13 +247,12 @@ pub enum GapReason {
     Thinned,
 }
 
-/// Records `first..=last` of a lane that will never come. A long run is told in pieces: the first number of a piece is this, the
-/// others are gaps of one number that count 0.
+/// Records `first..=last` of a lane that will never come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     pub first: u64,
     pub last: u64,
-    /// How many records of the range are gone; 0 where another gap counts them.
+    /// How many records of the range are gone.
     pub count: u64,
     pub reason: GapReason,
 }

@@ -54,25 +54,12 @@ impl Outbox {
             return Ok(taken.records);
         }
         let mut number = from;
-        // Whether the number before has a record; unknown before the first.
-        let mut follows = None;
         while number < end && taken.has_room() {
-            let (found, until) = self.find(lane, number, end, &taken)?;
+            let (mut found, until) = self.find(lane, number, end, &taken)?;
             if found.is_empty() {
-                if follows.is_none() && number > self.lanes[index(lane)].oldest {
-                    follows = Some(self.has_record(lane, number - 1)?);
-                }
-                // What was told before it ended where this begins.
-                let follows = if self.is_boundary(lane, number) { Some(true) } else { follows };
                 let room = taken.records_max - taken.records.len();
-                for (record, bytes) in self.tell_missing(lane, number..until, follows, room)? {
-                    if !taken.push(record, bytes) {
-                        return Ok(taken.records);
-                    }
-                    number += 1;
-                }
+                found = self.tell_missing(lane, number..until, room)?;
             }
-            follows = Some(!found.is_empty());
             for (record, bytes) in found {
                 if !taken.push(record, bytes) {
                     return Ok(taken.records);
@@ -81,16 +68,6 @@ impl Outbox {
             }
         }
         Ok(taken.records)
-    }
-
-    fn is_boundary(&self, lane: Lane, number: u64) -> bool {
-        let mut spans = self.contents.values().map(|contents| contents.spans[index(lane)]);
-        spans.any(|span| !span.numbers().is_empty() && [span.first, span.filled, span.next].contains(&number))
-    }
-
-    fn has_record(&mut self, lane: Lane, number: u64) -> Result<bool, OutboxError> {
-        let few = Taken { records: Vec::new(), records_max: 1, bytes: 0, bytes_max: 1 };
-        Ok(!self.find(lane, number, number + 1, &few)?.0.is_empty())
     }
 
     /// Consecutive records from this number on, or how far none is there.
@@ -212,7 +189,6 @@ impl Outbox {
         let is_over = |next: &Life| self.lanes.iter().zip(next.base).all(|(lane, base)| lane.oldest > base);
         if self.lives.get(1).is_some_and(is_over) {
             self.lives.remove(0);
-            self.told = [None, None];
             self.note();
         }
     }
@@ -261,7 +237,7 @@ impl Outbox {
         let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
         let contents = self.contents.get(&newest).copied().unwrap_or_else(|| super::begin(&self.lanes));
         let places: Vec<_> = rows.iter().filter_map(|(key, _)| standing::parse_replaced_key(key)).collect();
-        self.write(rows, Vec::new(), self.lanes, newest, contents)?;
+        self.write(rows, &[], self.lanes, newest, contents)?;
         self.replaced.extend(places);
         Ok(())
     }
@@ -294,7 +270,6 @@ impl Outbox {
             (self.lives, self.lanes) = before;
             return Err(error);
         }
-        self.told = [None, None];
         tracing::warn!(epoch = epoch.0, catalogs = catalogs.len(), "what waits for delivery goes under a new epoch");
         Ok(epoch)
     }

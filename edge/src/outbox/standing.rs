@@ -275,12 +275,6 @@ impl Standing {
         Ok(self.get(&catalog_key(&machine, number))?.and_then(|value| postcard::from_bytes(&value).ok()))
     }
 
-    /// The first catalog's number behind this one, or `end`.
-    pub(super) fn next_catalog(&self, lane: Lane, number: u64, end: u64) -> u64 {
-        let behind = (lane == Lane::Summaries && number + 1 < end).then(|| self.catalogs.range(number + 1..end).next());
-        behind.flatten().map_or(end, |(number, _)| *number)
-    }
-
     /// Whether there is no generation to write to.
     pub(super) fn is_closed(&self) -> bool {
         self.generations.newest().is_none()

@@ -5,6 +5,8 @@
 //! At the end, on a good link: the outbox is empty, and every record is stored once, or told as a gap, or refused, unless
 //! the only memory that had it was taken away. One seed is replayed with `GEMBA_SEED`.
 
+// tidy: long, because the two ends, the way between them and what must hold are one model.
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use gemba_shared::{

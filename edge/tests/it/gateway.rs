@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -19,8 +20,18 @@ pub struct Gateway {
     child: Option<Child>,
 }
 
+/// Below the ports that the system gives to outgoing connections, of which one might take it before it is listened on.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let (first, count) = (10_000, 20_000);
+        let start = (std::process::id() * 97) as u16;
+        let port = first + start.wrapping_add(NEXT.fetch_add(1, Relaxed)) % count;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Waits until something is there.

@@ -39,6 +39,8 @@ pub(super) struct Records<'a> {
     sensors: u64,
     states: HashMap<Uuid, StateRow>,
     changes: HashSet<Change>,
+    /// Gaps that follow each other become one row.
+    gap: Option<GapRow>,
 }
 
 impl<'a> Records<'a> {
@@ -52,6 +54,7 @@ impl<'a> Records<'a> {
             sensors: 0,
             states: HashMap::new(),
             changes: HashSet::new(),
+            gap: None,
         }
     }
 
@@ -71,6 +74,9 @@ impl<'a> Records<'a> {
 
     /// Writes what was gathered.
     pub(super) async fn finish(mut self, outcome: &mut Outcome) -> Result<(), StoreError> {
+        if let Some(gap) = &self.gap {
+            lanes::insert_gap(self.transaction, gap).await?;
+        }
         let new = summaries::insert(self.transaction, &self.rows).await?;
         outcome.counts.summaries = new;
         outcome.counts.summaries_known = self.rows.len() as u64 - new;
@@ -149,12 +155,19 @@ impl<'a> Records<'a> {
             GapReason::Refused => "refused",
             GapReason::Thinned => "thinned",
         };
-        // Told with the first of its run.
-        if gap.count == 0 {
-            return Ok(Ok(()));
-        }
         let (first, last, count) = (gap.first.cast_signed(), gap.last.cast_signed(), gap.count.cast_signed());
-        lanes::insert_gap(self.transaction, &GapRow { lane, first, last, count, reason }).await?;
+        // A gateway tells of a run number by number.
+        match &mut self.gap {
+            Some(run) if run.lane == lane && run.reason == reason && run.last + 1 == first => {
+                run.last = last;
+                run.count += count;
+            }
+            gap => {
+                if let Some(before) = gap.replace(GapRow { lane, first, last, count, reason }) {
+                    lanes::insert_gap(self.transaction, &before).await?;
+                }
+            }
+        }
         Ok(Ok(()))
     }
 

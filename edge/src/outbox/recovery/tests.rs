@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::{
     super::{
         Outbox, Write,
-        tests::{catalog, copy, read_all, record, settings, write},
+        tests::{catalog, copy, in_memory, read_all, record, settings, write},
     },
     *,
 };
@@ -46,7 +46,7 @@ fn summary(number: u64) -> Record {
 }
 
 fn plant() -> Plant {
-    let dir = TempDir::new().unwrap();
+    let dir = in_memory();
     let (mut outbox, _) = Outbox::open(dir.path(), settings()).unwrap();
     outbox.append(&Write { records: vec![(Lane::Summaries, catalog(1))], states: vec![] }).unwrap();
     for n in 0..EVENTS {
@@ -84,7 +84,7 @@ fn damage(path: &Path, kind: Kind, tenth: u64) {
         Kind::Flip => {
             let mut bytes = [0; 16];
             let read = file.read_at(&mut bytes, at).unwrap();
-            bytes.iter_mut().for_each(|byte| *byte ^= 0xff);
+            bytes = bytes.map(|byte| byte ^ 0xff);
             file.write_all_at(&bytes[..read], at).unwrap();
         }
         Kind::Zero => file.write_all_at(&vec![0; 4_096.min((length - at) as usize)], at).unwrap(),

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::{
     super::{
         OutboxSettings, Write,
-        tests::{catalog, read_all, record, settings, write},
+        tests::{catalog, copy, in_memory, read_all, record, settings, write},
     },
     *,
 };
@@ -104,4 +104,75 @@ fn a_disk_with_too_little_room_left_is_told_as_full() {
     let (mut outbox, _) = Outbox::open(dir.path(), settings).unwrap();
     assert!(outbox.append(&write(Lane::Events, 1..2)).unwrap_err().is_disk_full());
     assert_eq!(outbox.backlog().records, 0);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 6, ..Default::default() })]
+
+    /// Appends beyond the budget, sending, receipts and kills in any order: each interval is delivered at most once, and if one is
+    /// not, a gap tells of it.
+    #[test]
+    fn nothing_goes_twice_or_untold(steps in proptest::collection::vec((0..8_u8, 1..1_500_u64), 20..60)) {
+        let mut dir = in_memory();
+        let (mut outbox, _) = Outbox::open(dir.path(), tight()).unwrap();
+        let mut appended = 0_u64;
+        let mut cloud = Cloud::default();
+        for (kind, n) in steps {
+            match kind {
+                0..=5 => {
+                    outbox.append(&write(Lane::Summaries, appended + 1..appended + n + 1)).unwrap();
+                    appended += n;
+                }
+                6 => {
+                    let oldest = outbox.oldest(Lane::Summaries);
+                    cloud.take(oldest, outbox.read(Lane::Summaries, oldest, n as usize, usize::MAX).unwrap());
+                    let epoch = outbox.epoch();
+                    outbox.release(epoch, Lane::Summaries, cloud.through).unwrap();
+                }
+                _ => {
+                    let killed = copy(dir.path());
+                    outbox = Outbox::open(killed.path(), tight()).unwrap().0;
+                    dir = killed;
+                }
+            }
+        }
+        let oldest = outbox.oldest(Lane::Summaries);
+        cloud.take(oldest, read_all(&mut outbox, Lane::Summaries));
+        proptest::prop_assert_eq!((outbox.next(Lane::Summaries), cloud.through), (appended + 1, appended));
+        cloud.intervals.sort_unstable();
+        proptest::prop_assert!(cloud.intervals.is_sorted_by(|a, b| a < b), "no interval comes twice");
+        let missing = appended - cloud.intervals.len() as u64;
+        proptest::prop_assert!(missing <= cloud.gone, "{} missing, {} told", missing, cloud.gone);
+    }
+}
+
+/// What has arrived.
+#[derive(Default)]
+struct Cloud {
+    /// Records through here have.
+    through: u64,
+    /// The starts of the intervals that summaries cover.
+    intervals: Vec<i64>,
+    /// Counted by gaps of summaries that were given up.
+    gone: u64,
+}
+
+impl Cloud {
+    fn take(&mut self, first: u64, records: Vec<Record>) {
+        for (record, number) in records.into_iter().zip(first..) {
+            if number <= self.through {
+                continue;
+            }
+            self.through = number;
+            match record {
+                Record::Summary(summary) => {
+                    let starts = (0..i64::from(summary.interval_ms / 10_000)).map(|n| summary.start.0 / 10_000_000 + n);
+                    self.intervals.extend(starts);
+                }
+                Record::Gap(gap) if gap.reason == GapReason::OverBudget => self.gone += gap.count,
+                Record::Gap(gap) => assert_eq!(gap.reason, GapReason::Thinned),
+                Record::Catalog(_) | Record::Event(_) => {}
+            }
+        }
+    }
 }
