@@ -157,7 +157,7 @@ const fn traffic(lane: Lane) -> Traffic {
 impl Session {
     #[must_use]
     pub fn new(settings: Settings, epoch: Epoch, mono_us: i64) -> Self {
-        let lanes = [(); 2].map(|()| LaneState::new(&settings));
+        let lanes = Lane::ALL.map(|lane| LaneState::new(&settings, lane));
         let meter = Meter::new(settings.bytes_per_second_max, mono_us);
         Self { settings, epoch, connected: false, lanes, meter }
     }
@@ -180,9 +180,9 @@ impl Session {
     /// The outbox gave what it holds new numbers in a new epoch: all of it is sent.
     pub fn renewed(&mut self, epoch: Epoch, mono_us: i64) {
         self.epoch = epoch;
-        for lane in &mut self.lanes {
-            *lane = LaneState { resends: lane.resends, ..LaneState::new(&self.settings) };
-            lane.restart(mono_us);
+        for (state, lane) in self.lanes.iter_mut().zip(Lane::ALL) {
+            *state = LaneState { resends: state.resends, ..LaneState::new(&self.settings, lane) };
+            state.restart(mono_us);
         }
     }
 
@@ -318,13 +318,13 @@ impl Session {
 }
 
 impl LaneState {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings, lane: Lane) -> Self {
         Self {
             through: 0,
             cursor: 1,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
-            window: Window::default(),
+            window: Window::new(lane == Lane::Summaries),
             timeout: settings.timeout,
             overdue: false,
             moved_us: 0,

@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 300;
 const TICK_US: i64 = 50_000;
 /// How long everything goes wrong.
 const WILD_US: i64 = 40_000_000;

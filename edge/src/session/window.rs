@@ -4,10 +4,12 @@
 //! batches take hardly longer, the window grows; when they take [`EXTRA_US`] longer, they queue somewhere, in
 //! our socket, in the broker or before the database, and everything else of this gateway queues behind them: the window
 //! shrinks. What is slow with the smallest window is slow for another reason, and its delay is the new best. The idea is
-//! LEDBAT's (RFC 6817): a backlog yields to what is live.
+//! LEDBAT's (RFC 6817): a backlog yields to what is live. Events yield to nothing: their window shrinks by loss alone.
 
 /// So little does not queue on a link that is of any use.
 const WINDOW_BYTES_MIN: usize = 8 * 1_024;
+/// Of a lane that does not yield: what its alarms wait behind are alarms.
+const WINDOW_BYTES_FIRST: usize = 128 * 1_024;
 const WINDOW_BYTES_MAX: usize = 512 * 1_024;
 /// What batches may take longer than at their best.
 const EXTRA_US: i64 = 100_000;
@@ -17,15 +19,16 @@ const EXTRA_US: i64 = 100_000;
 pub struct Window {
     bytes: usize,
     best_us: Option<i64>,
-}
-
-impl Default for Window {
-    fn default() -> Self {
-        Self { bytes: WINDOW_BYTES_MIN, best_us: None }
-    }
+    yields: bool,
 }
 
 impl Window {
+    /// Of a lane that yields to everything else, or of one that does not.
+    #[must_use]
+    pub const fn new(yields: bool) -> Self {
+        Self { bytes: if yields { WINDOW_BYTES_MIN } else { WINDOW_BYTES_FIRST }, best_us: None, yields }
+    }
+
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
@@ -38,7 +41,7 @@ impl Window {
             _ => delay_us,
         };
         self.best_us = Some(best_us);
-        self.bytes = if delay_us - best_us < EXTRA_US {
+        self.bytes = if !self.yields || delay_us - best_us < EXTRA_US {
             self.bytes.saturating_add(bytes).min(WINDOW_BYTES_MAX)
         } else {
             (self.bytes - self.bytes / 8).max(WINDOW_BYTES_MIN)
@@ -58,7 +61,7 @@ mod tests {
     /// A link that passes so many bytes a second after a fixed delay, full of one window at a time; the window after a minute, and
     /// what the batches took at the end.
     fn settle(bytes_per_second: i64, delay_us: i64) -> (usize, i64) {
-        let mut window = Window::default();
+        let mut window = Window::new(true);
         let (mut now_us, mut taken_us) = (0, 0);
         while now_us < 60_000_000 {
             taken_us = delay_us + window.bytes() as i64 * 1_000_000 / bytes_per_second;
@@ -80,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_way_that_became_longer_is_the_new_best() {
-        let mut window = Window::default();
+        let mut window = Window::new(true);
         window.receipted(1_000, 10_000);
         for _ in 0..100 {
             window.receipted(8_000, 500_000);
@@ -89,8 +92,16 @@ mod tests {
     }
 
     #[test]
+    fn events_do_not_yield() {
+        let mut window = Window::new(false);
+        window.receipted(1_000, 10_000);
+        window.receipted(1_000, 900_000);
+        assert!(window.bytes() > WINDOW_BYTES_FIRST);
+    }
+
+    #[test]
     fn what_is_lost_makes_it_small() {
-        let mut window = Window::default();
+        let mut window = Window::new(true);
         window.lost();
         assert_eq!(window.bytes(), WINDOW_BYTES_MIN);
         window.receipted(WINDOW_BYTES_MIN, 1_000);
