@@ -177,6 +177,8 @@ fn fill(dir: &Path, logical_max: u64) {
     );
     println!("  records/s                    {:.0}", records as f64 / seconds);
     println!("  disk / logical, full         {:.2}", disk as f64 / logical as f64);
+    let states = disk_bytes(&dir.join("standing"));
+    println!("  of it the states             {:.1} MB", states as f64 / 1e6);
     println!("  disk / logical, at worst     {worst_ratio:.2} (sampled each 500 intervals)");
     println!("  resident                     {:.1} MiB (peak {:.1})", resident_mib("VmRSS:"), resident_mib("VmHWM:"));
 }

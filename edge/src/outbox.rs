@@ -293,12 +293,12 @@ impl Outbox {
         let mut contents = self.contents.get(&newest).copied().unwrap_or_else(|| begin(&lanes));
         let mut standing = Vec::with_capacity(write.states.len());
         for state in &write.states {
-            match standing::state_row(state) {
-                Some(row) => standing.push(row),
-                None => {
-                    tracing::error!(machine = %state.machine, part = state.part, bytes = state.bytes.len(), "a state is too large and is not kept");
-                    self.counters.states_too_large += 1;
-                }
+            if let Some(row) = standing::state_row(state) {
+                standing.push(row);
+            } else {
+                let (machine, part, bytes) = (&state.machine, state.part, state.bytes.len());
+                tracing::error!(%machine, part, bytes, "a state is too large and is not kept");
+                self.counters.states_too_large += 1;
             }
         }
         let mut packers = Lane::ALL.map(|lane| Packer::new(lane, lanes[index(lane)].next));
@@ -320,8 +320,8 @@ impl Outbox {
             span.next = state.next;
             span.filled = state.next;
         }
-        let rows = packers.into_iter().flat_map(Packer::finish).collect();
-        self.write(standing, rows, lanes, newest, contents)?;
+        let rows: Vec<Row> = packers.into_iter().flat_map(Packer::finish).collect();
+        self.write(standing, &rows, lanes, newest, contents)?;
         self.counters.appends += 1;
         self.counters.records += write.records.len() as u64;
         Ok(())
@@ -331,7 +331,7 @@ impl Outbox {
     fn write(
         &mut self,
         standing: Vec<Row>,
-        rows: Vec<Row>,
+        rows: &[Row],
         lanes: [LaneState; 2],
         newest: u64,
         contents: Contents,
@@ -345,7 +345,7 @@ impl Outbox {
         self.standing.write(&standing, standing::Tail { append, lives: self.lives.clone(), lanes })?;
         self.failed = true;
         let tail = Tail { append, lives: self.lives.clone(), lanes, sent: self.sent, contents, replaces: None };
-        self.generations.append(&rows, &stale, &encode(&tail)?)?;
+        self.generations.append(rows, &stale, &encode(&tail)?)?;
         self.failed = false;
         self.standing.commit(standing.into_iter().map(|(key, _)| key));
         self.append = append;

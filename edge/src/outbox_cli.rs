@@ -201,7 +201,9 @@ mod tests {
             );
         }
         drop(outbox);
-        all(true, &file).iter().for_each(|command| run(command, &config).unwrap());
+        for command in all(true, &file) {
+            run(&command, &config).unwrap();
+        }
         let lines = fs::read_to_string(&file).unwrap();
         assert_eq!(lines.lines().count(), 1_000);
         assert!(lines.starts_with("{\"lane\":\"events\",\"number\":1,\"record\":{\"Gap\":{"), "{lines:.100}");

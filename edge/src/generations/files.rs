@@ -135,5 +135,5 @@ pub(super) fn disk_takes_data(dir: &Path) -> Result<(), StoreError> {
 pub fn disk_free(path: &Path) -> Result<u64, StoreError> {
     let told =
         nix::sys::statvfs::statvfs(path).map_err(|source| failed("ask for the room under", path, source.into()))?;
-    Ok(u64::from(told.blocks_available()) * u64::from(told.fragment_size()))
+    Ok(told.blocks_available() * told.fragment_size())
 }

@@ -55,7 +55,7 @@ fn copy_into(from: &Path, to: &Path) {
     }
 }
 
-fn roll(store: &mut Generations, rows: Vec<(Vec<u8>, Vec<u8>)>, tail: &[u8]) -> u64 {
+fn roll(store: &mut Generations, rows: &[(Vec<u8>, Vec<u8>)], tail: &[u8]) -> u64 {
     let fill =
         |_: &mut Generations, filler: &mut Filler<'_>| rows.iter().try_for_each(|(key, value)| filler.put(key, value));
     store.roll::<StoreError>(tail, fill).unwrap()
@@ -65,7 +65,7 @@ fn begun(dir: &Path) -> Generations {
     let (mut store, damage) = Generations::open(dir, small()).unwrap();
     assert!(damage.is_none() && store.newest().is_none());
     assert!(matches!(store.append(&[], &[], b""), Err(StoreError::NoGeneration)));
-    roll(&mut store, Vec::new(), b"0");
+    roll(&mut store, &[], b"0");
     store
 }
 
@@ -100,7 +100,7 @@ fn closed_generations_are_read_and_deleted() {
     let mut store = begun(dir.path());
     for n in 0..3 {
         store.append(&rows(n * 10..n * 10 + 10), &[], b"a").unwrap();
-        assert_eq!(roll(&mut store, rows(1_000..1_001), b"b"), n + 2);
+        assert_eq!(roll(&mut store, &rows(1_000..1_001), b"b"), n + 2);
     }
     let (mut store, damage) = {
         drop(store);
@@ -136,7 +136,7 @@ fn a_generation_that_was_never_finished_is_removed() {
     assert_eq!(store.newest().unwrap().0, 1);
     store.append(&rows(3..5), &[], b"b").unwrap();
     assert_eq!(all(&mut store, 1), intact(rows(0..5)));
-    assert_eq!(roll(&mut store, Vec::new(), b"c"), 3);
+    assert_eq!(roll(&mut store, &[], b"c"), 3);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn damage_to_the_newest_generation_is_seen() {
             seen += 1;
         }
         if store.newest().is_none() {
-            roll(&mut store, rows(0..1), b"new");
+            roll(&mut store, &rows(0..1), b"new");
         }
         store.append(&rows(5..6), &[], b"goes on").unwrap();
     }

@@ -128,7 +128,7 @@ impl Generations {
             self.syncs.waiting_since = None;
         }
         newest.appends = appends;
-        newest.tail = commit.tail.clone();
+        newest.tail.clone_from(&commit.tail);
         // Behind at worst, if this fails: what it is for is to be no further than the rows are.
         let Some((_, tail_file)) = &newest.files else { return Err(StoreError::NoGeneration) };
         if let Err(error) = write_tail(tail_file, &commit) {

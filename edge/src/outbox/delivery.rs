@@ -237,7 +237,7 @@ impl Outbox {
         let Some((newest, _)) = self.generations.newest() else { return Err(StoreError::NoGeneration.into()) };
         let contents = self.contents.get(&newest).copied().unwrap_or_else(|| super::begin(&self.lanes));
         let places: Vec<_> = rows.iter().filter_map(|(key, _)| standing::parse_replaced_key(key)).collect();
-        self.write(rows, Vec::new(), self.lanes, newest, contents)?;
+        self.write(rows, &[], self.lanes, newest, contents)?;
         self.replaced.extend(places);
         Ok(())
     }

@@ -162,11 +162,14 @@ impl Outbox {
         let state = self.lanes[index(lane)];
         let mut at = state.oldest;
         let mut missing = Vec::new();
-        for range in there.into_iter().chain([state.next..state.next]) {
+        for range in there {
             if range.start > at {
                 missing.push(at..range.start);
             }
             at = at.max(range.end);
+        }
+        if state.next > at {
+            missing.push(at..state.next);
         }
         Ok(missing)
     }

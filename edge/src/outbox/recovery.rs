@@ -249,8 +249,8 @@ fn know(generations: &mut Generations, damage: &Damage) -> Known {
     }
     let mut next = [0; 2];
     for (_, tail) in &tails {
-        for lane in 0..2 {
-            next[lane] = next[lane].max(tail.lanes[lane].next).max(tail.contents.spans[lane].next);
+        for ((next, lane), span) in next.iter_mut().zip(tail.lanes).zip(tail.contents.spans) {
+            *next = (*next).max(lane.next).max(span.next);
         }
     }
     let contents = tails.iter().filter_map(|(ordinal, tail)| Some(((*ordinal)?, tail.contents))).collect();

@@ -21,10 +21,8 @@ use super::{
 };
 use crate::generations::{Filler, Found, Generations, StoreError, disk_free};
 
-/// Generations that are thinned into one.
-const GROUP_MAX: usize = 6;
-/// Steps with one append: what is written to make room must not hold the devices up for long.
-const STEPS_MAX: usize = 4;
+/// Generations that are thinned into one, with one append: what is written to make room must not hold the devices up for long.
+const GROUP_MAX: usize = 3;
 
 /// How far a generation was thinned or given up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -58,21 +56,19 @@ impl Level {
 }
 
 impl Outbox {
-    /// Gives up what must go.
+    /// Gives up what must go, a step with each append.
     ///
     /// # Errors
     /// If the disk fails, or has less room left than it should and nothing can go.
     pub(super) fn make_room(&mut self) -> Result<(), OutboxError> {
-        for _ in 0..STEPS_MAX {
-            let budget =
-                self.settings.budget_bytes.max(BUDGET_GENERATIONS_MIN * self.settings.generations.generation_bytes);
-            let is_low = self.is_low()?;
-            if self.disk_bytes() <= budget && !is_low {
-                return Ok(());
-            }
-            if !self.give_way()? {
-                return if is_low { Err(StoreError::DiskFull(self.dead_letters.clone()).into()) } else { Ok(()) };
-            }
+        let generation_bytes = self.settings.generations.generation_bytes;
+        let budget = self.settings.budget_bytes.max(BUDGET_GENERATIONS_MIN * generation_bytes);
+        let is_low = self.is_low()?;
+        if self.disk_bytes() <= budget && !is_low {
+            return Ok(());
+        }
+        if !self.give_way()? && is_low {
+            return Err(StoreError::DiskFull(self.dead_letters.clone()).into());
         }
         Ok(())
     }

@@ -84,7 +84,7 @@ fn damage(path: &Path, kind: Kind, tenth: u64) {
         Kind::Flip => {
             let mut bytes = [0; 16];
             let read = file.read_at(&mut bytes, at).unwrap();
-            bytes.iter_mut().for_each(|byte| *byte ^= 0xff);
+            bytes = bytes.map(|byte| byte ^ 0xff);
             file.write_all_at(&bytes[..read], at).unwrap();
         }
         Kind::Zero => file.write_all_at(&vec![0; 4_096.min((length - at) as usize)], at).unwrap(),
