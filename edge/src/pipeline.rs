@@ -11,7 +11,7 @@
 //! after a crash: the journal is kept as far back as open intervals began, and what the states have of it is remembered.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     mem,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -20,23 +20,23 @@ use std::{
 use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     ids::MachineId,
-    message::{CommandKind, Lane, LiveMachine, Outcome},
-    telemetry::{Catalog, Clock, EventKind, Record, Timestamp},
+    message::{CommandKind, LiveMachine, Outcome},
+    telemetry::{Catalog, EventKind, Record},
 };
 
 use crate::{
     journal::{Journal, JournalError, JournalSettings, Replayed},
     outbox::{Outbox, OutboxError, State, Write},
     reading::{Now, Reading, Registry},
-    summary::{Machine, MachineSettings, Mark},
-    window::Taken,
+    summary::{MachineSettings, Mark},
 };
+
+mod entry;
+
+use entry::{Entry, entry, of, restore};
 
 /// Records and states are appended for this many machines at once.
 const MACHINES_A_WRITE: usize = 64;
-
-/// A clock that is right is set by no more than this.
-const CLOCK_SLACK_US: i64 = 5_000_000;
 
 #[derive(Debug, Clone)]
 pub struct PipelineSettings {
@@ -104,19 +104,6 @@ pub struct Pipeline {
     /// Made, and not yet on the disk: no machine goes on before it is.
     pending: Option<Pending>,
     counters: PipelineCounters,
-}
-
-#[derive(Debug)]
-struct Entry {
-    machine: Machine,
-    /// What the state on the disk has of the journal.
-    saved: Mark,
-    /// The first block with a reading that the state on the disk does not have.
-    needs_from: Option<u64>,
-    /// The same, before the state that is being written.
-    needed_until_written: Option<u64>,
-    /// Records that came of a change of time, not written yet.
-    made: Vec<(Lane, Record)>,
 }
 
 #[derive(Debug)]
@@ -384,106 +371,6 @@ impl Pipeline {
         self.write_pending()?;
         Ok(Outcome::Done)
     }
-}
-
-impl Entry {
-    /// A reading that the state has already.
-    fn remember(&mut self, reading: &Reading, arrived: Now, block: u64) {
-        let timed = reading.at != arrived.arrival();
-        let (timeline, at) = self.machine.place_in_time(reading.at, timed, arrived);
-        if timeline == self.machine.timeline() {
-            self.machine.remember(reading.sensor, at, reading.value, timed, block);
-        }
-    }
-
-    fn take(
-        &mut self,
-        reading: &Reading,
-        arrived: Now,
-        block: u64,
-        now: Now,
-        skew_future_us: i64,
-        counters: &mut PipelineCounters,
-    ) {
-        counters.readings += 1;
-        let timed = reading.at != arrived.arrival();
-        let (timeline, at) = self.machine.place_in_time(reading.at, timed, arrived);
-        // The clock was ahead and is right now: until it had caught up, every reading would be late.
-        let is_ahead = |at: Timestamp| at.us_since(now.wall) > skew_future_us.saturating_add(CLOCK_SLACK_US);
-        let was_ahead =
-            now.clock == Clock::Trusted && timeline == Clock::Trusted && self.machine.latest().is_some_and(is_ahead);
-        if timeline != self.machine.timeline() || was_ahead && !is_ahead(at) {
-            if self.machine.latest().is_some() {
-                let machine = self.machine.id();
-                tracing::info!(%machine, was_ahead, "a machine's time is counted anew: the gateway's clock was set, or is not yet");
-            }
-            self.needs_from.get_or_insert(block);
-            self.machine.change_time(timeline, &mut self.made);
-        }
-        match self.machine.push(reading.sensor, at, reading.value, timed, now.mono_us, block) {
-            Taken::Counted => {
-                self.needs_from.get_or_insert(block);
-            }
-            Taken::Late => counters.late += 1,
-            Taken::Duplicate => counters.duplicates += 1,
-        }
-    }
-}
-
-/// The reading's machine, with its sensors; made if it is new.
-fn entry<'a>(
-    machines: &'a mut Vec<Entry>,
-    settings: &PipelineSettings,
-    registry: &Registry,
-    reading: &Reading,
-) -> &'a mut Entry {
-    let ix = reading.machine.0 as usize;
-    while machines.len() <= ix {
-        let place = u32::try_from(machines.len()).map_or(reading.machine, crate::reading::MachineIx);
-        let id = registry.machine_id(place);
-        machines.push(Entry::new(Machine::new(id.clone(), of(settings, id))));
-    }
-    let entry = &mut machines[ix];
-    if usize::from(reading.sensor.0) >= entry.machine.sensors().len() {
-        entry.machine.set_sensors(registry.sensors(reading.machine));
-    }
-    entry
-}
-
-impl Entry {
-    fn new(machine: Machine) -> Self {
-        Self { machine, saved: Mark::default(), needs_from: None, needed_until_written: None, made: Vec::new() }
-    }
-}
-
-fn of(settings: &PipelineSettings, id: &MachineId) -> Arc<MachineSettings> {
-    settings.machines.get(id).unwrap_or(&settings.defaults).clone()
-}
-
-/// The machines of these states, in the registry with their sensors at the places they had.
-fn restore(settings: &PipelineSettings, states: Vec<State>, registry: &mut Registry, now: Now) -> Vec<Entry> {
-    let mut by_machine: BTreeMap<MachineId, BTreeMap<u16, Vec<u8>>> = BTreeMap::new();
-    for state in states {
-        by_machine.entry(state.machine).or_default().insert(state.part, state.bytes);
-    }
-    let mut machines = Vec::new();
-    for (id, parts) in by_machine {
-        let Some((machine, saved)) = Machine::restore(id.clone(), of(settings, &id), &parts, now.mono_us) else {
-            tracing::error!(machine = %id, "the state of a machine cannot be read: it begins anew");
-            continue;
-        };
-        let taken = registry
-            .machine(&id)
-            .and_then(|ix| machine.sensors().iter().try_for_each(|sensor| registry.sensor(ix, &sensor.id).map(drop)));
-        if let Err(error) = taken {
-            tracing::warn!(machine = %id, %error, "a machine of before is beyond the limits now and is left out");
-            if registry.len() == machines.len() {
-                continue;
-            }
-        }
-        machines.push(Entry { saved, ..Entry::new(machine) });
-    }
-    machines
 }
 
 fn note_replay(replayed: Replayed, counters: &mut PipelineCounters) {

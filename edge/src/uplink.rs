@@ -281,22 +281,28 @@ impl Connection<'_> {
         let records_max = if clock.is_right() { records_max } else { 1 };
         let sent = self.tails[index(lane)].filter(|(number, _)| number + 1 == from);
         let work = move |outbox: &mut Outbox| -> anyhow::Result<_> {
-            let mut records = outbox.read(lane, from, records_max, bytes_max)?;
-            for record in &mut records {
-                clock.correct(record);
-            }
-            let Some(tail) = records.last().map(lane::comparable) else { return Ok(None) };
+            let records = outbox.read(lane, from, records_max, bytes_max)?;
             let before = match sent {
                 Some((_, digest)) => digest,
                 None if from > oldest => outbox.read(lane, from - 1, 1, usize::MAX)?.first().and_then(lane::comparable),
                 None => None,
             };
+            Ok((outbox.epoch(), before, records))
+        };
+        let Some(read) = self.uplink.outbox(work).await else { return Ok(None) };
+        let (epoch, before, mut records) = read?;
+        // Not while the outbox is held: the line waits for it.
+        let seal = move || -> anyhow::Result<_> {
+            for record in &mut records {
+                clock.correct(record);
+            }
+            let Some(tail) = records.last().map(lane::comparable) else { return Ok(None) };
             let last = from + records.len() as u64 - 1;
-            let seq = Seq { epoch: outbox.epoch(), lane, number: from };
+            let seq = Seq { epoch, lane, number: from };
             let batch = Up::Batch(Batch { seq, oldest, before, records });
             Ok(Some(Sealed { last, tail, frame: frame::seal(&batch, identity.gateway, &identity.key)? }))
         };
-        self.uplink.outbox(work).await.unwrap_or(Ok(None))
+        spawn_blocking(seal).await.unwrap_or(Ok(None))
     }
 
     /// Publishes what may be lost.

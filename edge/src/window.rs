@@ -26,10 +26,11 @@ use serde::{Deserialize, Serialize};
 use crate::reading::SensorIx;
 
 mod accumulator;
+mod open;
 mod seen;
 
 use accumulator::{Accumulator, Energy};
-use seen::Seen;
+use open::OpenInterval;
 
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
 const OPEN_STEPS_MAX: usize = 600;
@@ -120,18 +121,6 @@ struct OpenStep {
 
 /// Sum, count and the last reading of a sensor.
 type StepSum = (f64, u32, Option<(Timestamp, f64)>);
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct OpenInterval {
-    start: Timestamp,
-    sensors: Vec<Accumulator>,
-    /// By sensor, as far as there is something to remember.
-    #[serde(skip)]
-    seen: Vec<Seen>,
-    /// Where the journal has its first reading.
-    #[serde(skip)]
-    from: Option<u64>,
-}
 
 impl Window {
     #[must_use]
@@ -433,30 +422,6 @@ impl Window {
         };
         let sensors: Vec<_> = self.sensors.iter().enumerate().map(summary).collect();
         sensors.iter().any(Option::is_some).then_some(Interval { start, sensors, energy_wh })
-    }
-}
-
-impl OpenInterval {
-    fn count(&mut self, ix: usize, at: Timestamp, value: f64) {
-        if ix >= self.sensors.len() {
-            self.sensors.resize_with(ix + 1, Accumulator::default);
-        }
-        self.sensors[ix].push(at, value);
-    }
-
-    /// Whether this reading came before; remembers it.
-    fn is_again(&mut self, ix: usize, at: Timestamp, value: f64) -> bool {
-        if ix >= self.seen.len() {
-            self.seen.resize_with(ix + 1, Seen::default);
-        }
-        self.seen[ix].is_again(at.us_since(self.start), value)
-    }
-
-    fn merge(&mut self, other: &Self) {
-        if self.sensors.len() < other.sensors.len() {
-            self.sensors.resize_with(other.sensors.len(), Accumulator::default);
-        }
-        self.sensors.iter_mut().zip(&other.sensors).for_each(|(sum, part)| sum.merge(part));
     }
 }
 

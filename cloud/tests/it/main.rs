@@ -1,5 +1,7 @@
 //! The cloud against a real PostgreSQL.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod api;
 mod broken;
 mod commands;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, path::PathBuf};
 use gemba_shared::{
     ids::SensorId,
     message::Lane,
-    telemetry::{DetectorState, Event, Summary},
+    telemetry::{Clock, DetectorState, Event, Summary, Timestamp},
 };
 use tempfile::TempDir;
 

@@ -5,6 +5,8 @@
 //! At the end, on a good link: the outbox is empty, and every record is stored once, or told as a gap, or refused, unless
 //! the only memory that had it was taken away. One seed is replayed with `GEMBA_SEED`.
 
+// tidy: long, because the two ends, the way between them and what must hold are one model.
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use gemba_shared::{
@@ -382,6 +384,10 @@ impl World {
                     self.excused.extend(now.difference(&self.outbox.ids()));
                     self.cloud.mixed = true;
                     self.up.kept.clear();
+                    // A refusal names a record by its number alone; one from before this start comes only from a broker that replays.
+                    let is_refusal = |said: &Downlink| matches!(said, Downlink::Refused(_));
+                    self.down.kept.retain(|said| !is_refusal(said));
+                    self.down.under_way.retain(|(_, said)| !is_refusal(said));
                     self.restart();
                     // It works for a while before anybody hears of it.
                     for _ in 0..self.rng.random_range(0..400) {

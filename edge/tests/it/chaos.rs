@@ -105,17 +105,17 @@ impl Told {
             self.name, sent.count
         );
         let row = [self.name, &sent.count.to_string(), &values.to_string(), &stored.to_string()].join("\t");
-        self.report(&format!("{row}\t{missing}\t{double}\t{misplaced}\t{seconds:.1}\t{more}"));
+        Self::report(&format!("{row}\t{missing}\t{double}\t{misplaced}\t{seconds:.1}\t{more}"));
     }
 
     /// A scenario whose figures are others.
     pub fn tell(&self, more: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         eprintln!("chaos {}: {more}; {seconds:.1} s", self.name);
-        self.report(&format!("{}\t\t\t\t\t\t\t{seconds:.1}\t{more}", self.name));
+        Self::report(&format!("{}\t\t\t\t\t\t\t{seconds:.1}\t{more}", self.name));
     }
 
-    fn report(&self, row: &str) {
+    fn report(row: &str) {
         if let Ok(path) = env::var("GEMBA_CHAOS_REPORT") {
             let mut file = File::options().create(true).append(true).open(path).unwrap();
             writeln!(file, "{row}").unwrap();

@@ -17,7 +17,7 @@ async fn a_cloud_that_comes_back_behind_a_broker_is_sent_what_waits_at_once() {
     let mut plant = Plant::start_with(Brokers { devices: None, gateways: Some(&broker) }).await;
     let database = plant.database().await;
     let recording = plant.directory.path().join("made-up.csv");
-    made_up_recording(&recording, 9_000);
+    made_up_recording(&recording, 6_600);
     let (process, ledger) = plant.replay(&recording, "pump-1", &[]);
     wait_for_rows(&database, 5).await;
     plant.cloud.kill();

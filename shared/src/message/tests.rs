@@ -144,8 +144,8 @@ fn batch_of_a_catalog() {
     check(
         &batch(Record::Catalog(catalog())),
         expect![[r#"
-        00ef9bafcdf8acd1910101ac02ab0201000670756d702d3302e807904e020763
-        757272656e74010141057374617465000a626173656c696e652031"#]],
+            00ef9bafcdf8acd1910101ac02ab02010701000670756d702d3302e807904e02
+            0763757272656e74010141057374617465000a626173656c696e652031"#]],
     );
 }
 
@@ -154,11 +154,11 @@ fn batch_of_a_summary() {
     check(
         &batch(Record::Summary(summary())),
         expect![[r#"
-        00ef9bafcdf8acd1910101ac02ab0201010670756d702d338080afa2dbffad06
-        904e0203010a000000000000f03f0000000000000040000000000000f83f0000
-        00000000d03f000000000000fc3f0000010a000000000000f03f000000000000
-        0040000000000000f83f000000000000d03f000000000000fc3f030101000000
-        3f010000af420301000000000000294000"#]],
+            00ef9bafcdf8acd1910101ac02ab02010701010670756d702d338080afa2dbff
+            ad06904e0203010a000000000000f03f0000000000000040000000000000f83f
+            000000000000d03f000000000000fc3f0000010a000000000000f03f00000000
+            00000040000000000000f83f000000000000d03f000000000000fc3f03010100
+            00003f010000af420301000000000000294000"#]],
     );
 }
 
@@ -167,33 +167,33 @@ fn batch_of_events() {
     check(
         &batch(Record::Event(event(EventKind::AnomalyOpened(anomaly())))),
         expect![[r#"
-        00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
-        0201008080afa2dbffad060000c03f0000004000001441020000403f0000803e
-        05747371203101e8078080afa2dbffad06020100040000803f00000040000040
-        4000008040"#]],
+            00ef9bafcdf8acd1910101ac02ab02010701020670756d702d338080afa2dbff
+            ad060201008080afa2dbffad060000c03f0000004000001441020000403f0000
+            803e05747371203101e8078080afa2dbffad06020100040000803f0000004000
+            00404000008040"#]],
     );
     check(
         &batch(Record::Event(event(EventKind::AnomalyUpdated(anomaly())))),
         expect![[r#"
-        00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
-        0201018080afa2dbffad060000c03f0000004000001441020000403f0000803e
-        05747371203101e8078080afa2dbffad06020100040000803f00000040000040
-        4000008040"#]],
+            00ef9bafcdf8acd1910101ac02ab02010701020670756d702d338080afa2dbff
+            ad060201018080afa2dbffad060000c03f0000004000001441020000403f0000
+            803e05747371203101e8078080afa2dbffad06020100040000803f0000004000
+            00404000008040"#]],
     );
     let closed = Anomaly { window: None, ..anomaly() };
     check(
         &batch(Record::Event(event(EventKind::AnomalyClosed(closed)))),
         expect![[r#"
-        00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
-        0201028080afa2dbffad060000c03f0000004000001441020000403f0000803e
-        05747371203100"#]],
+            00ef9bafcdf8acd1910101ac02ab02010701020670756d702d338080afa2dbff
+            ad060201028080afa2dbffad060000c03f0000004000001441020000403f0000
+            803e05747371203100"#]],
     );
     let fault = SensorFault { sensor: 1, kind: SensorFaultKind::Drifting, since: AT, active: false };
     check(
         &batch(Record::Event(event(EventKind::SensorFault(fault)))),
         expect![[r#"
-        00ef9bafcdf8acd1910101ac02ab0201020670756d702d338080afa2dbffad06
-        02010301038080afa2dbffad0600"#]],
+            00ef9bafcdf8acd1910101ac02ab02010701020670756d702d338080afa2dbff
+            ad0602010301038080afa2dbffad0600"#]],
     );
 }
 
@@ -201,7 +201,7 @@ fn batch_of_events() {
 fn batch_of_a_gap() {
     check(
         &batch(Record::Gap(Gap { first: 3, last: 9, count: 7, reason: GapReason::Refused })),
-        expect!["00ef9bafcdf8acd1910101ac02ab02010303090703"],
+        expect!["00ef9bafcdf8acd1910101ac02ab020107010303090703"],
     );
 }
 
@@ -248,7 +248,8 @@ fn a_catalog_is_asked_for_and_sent() {
     check(
         &Uplink::Catalogs(catalogs),
         expect![[r#"
-        04ef9bafcdf8acd19101010670756d702d3302e807904e0207"#]],
+            04ef9bafcdf8acd19101010670756d702d3302e807904e020763757272656e74
+            010141057374617465000a626173656c696e652031"#]],
     );
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What is measured goes up and down: a database's file is filled and deleted, memory is taken and given back. So the samples
 //! are averaged in blocks, a line is fitted to the blocks' means, and the line's slope is told with its standard error. A
-//! slope is zero within noise when it is below three of these, or makes less of the day than the resolution that is said.
+//! slope is zero within noise when it is below three of these, or makes less of the whole run than the resolution that is said.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ const BLOCKS: usize = 12;
 /// While caches fill and the detector learns.
 const WARM_UP: f64 = 0.2;
 
-/// A curve, and how much of it in a day means nothing.
+/// A curve, and how much of it in a run means nothing.
 struct Curve {
     name: &'static str,
     unit: &'static str,
@@ -39,11 +39,13 @@ impl Curve {
         let samples: Vec<_> = self.samples.iter().copied().filter(|(hour, _)| *hour >= warm).collect();
         let blocks: Vec<(f64, f64)> = samples.chunks(samples.len().div_ceil(BLOCKS)).map(mean).collect();
         let (slope, error) = fit(&blocks);
-        let (first, last) = (blocks[0].1, blocks[blocks.len() - 1].1);
-        let is_level = slope <= 3.0 * error || slope * 24.0 <= self.resolution;
+        let (first, last) = (blocks[0], blocks[blocks.len() - 1]);
+        let is_level = slope <= 3.0 * error || slope * (last.0 - first.0) <= self.resolution;
         let text = format!(
-            "{:<18} {first:>8.1} → {last:>8.1} {:<4} slope {:>8.3} ± {:.3} a day{}",
+            "{:<18} {:>8.1} → {:>8.1} {:<4} slope {:>8.3} ± {:.3} a day{}",
             self.name,
+            first.1,
+            last.1,
             self.unit,
             slope * 24.0,
             error * 24.0,
@@ -94,7 +96,7 @@ async fn memory_descriptors_and_disk_stay_level() {
     let fleet = Fleet::start(plant.mqtt, pace);
     let readings_an_hour = f64::from(pace.machines * pace.sensors) * 3_600.0;
     let mut curves = [
-        Curve::new("edge memory", "MiB", 2.0),
+        Curve::new("edge memory", "MiB", 4.0),
         Curve::new("cloud memory", "MiB", 4.0),
         Curve::new("edge descriptors", "", 1.0),
         Curve::new("cloud descriptors", "", 1.0),

@@ -158,6 +158,7 @@ fn sync(
     }
     let disk = Arc::clone(disk);
     thread::spawn(move || {
+        #[expect(clippy::disallowed_methods, reason = "a slow disk takes its time")]
         thread::sleep(takes);
         empty(work(&mut disk.lock().unwrap()), reply);
     });
@@ -242,7 +243,7 @@ impl Filesystem for Adapter {
         let mut disk = self.disk();
         match disk.create(parent.0, name, false).and_then(|stat| disk.opened(stat.node).map(|()| stat)) {
             Ok(stat) => {
-                reply.created(&TTL, &attributes(stat), Generation(0), FileHandle(0), FopenFlags::FOPEN_DIRECT_IO)
+                reply.created(&TTL, &attributes(stat), Generation(0), FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
             }
             Err(errno) => reply.error(code(errno)),
         }
