@@ -4,11 +4,14 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
-    process,
+    process, thread,
+    time::{Duration, Instant},
 };
 
 use super::StoreError;
 
+/// How long a process that is just ending, or a child that it was just starting, may go on holding the lock.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 /// What must be free before a failure is taken for damage.
 const PROBE_BYTES: usize = 1_024 * 1_024;
 
@@ -24,12 +27,18 @@ impl Lock {
             Err(error) if error.is_disk() => File::open(&path).map_err(|source| failed("open", &path, source))?,
             opened => opened?,
         };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::Locked { path: dir.to_owned(), by: holder(&mut file) });
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_TIMEOUT => {
+                    thread::park_timeout(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(StoreError::Locked { path: dir.to_owned(), by: holder(&mut file) });
+                }
+                Err(TryLockError::Error(source)) => return Err(failed("lock", dir, source)),
             }
-            Err(TryLockError::Error(source)) => return Err(failed("lock", dir, source)),
         }
         let named = file.set_len(0).and_then(|()| write!(file, "{}", process::id()));
         match named {
@@ -122,7 +131,7 @@ pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> Stor
 
 /// Fails if the disk has no room for what a database needs to be opened.
 pub(super) fn disk_takes_data(dir: &Path) -> Result<(), StoreError> {
-    let path: PathBuf = dir.join(format!("probe-{}-{:?}", process::id(), std::thread::current().id()));
+    let path: PathBuf = dir.join(format!("probe-{}-{:?}", process::id(), thread::current().id()));
     let written = fs::write(&path, vec![0; PROBE_BYTES]);
     let removed = fs::remove_file(&path);
     written.and(removed).map_err(|source| failed("write in", dir, source))

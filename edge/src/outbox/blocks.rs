@@ -92,6 +92,11 @@ pub(super) fn unpack(block: &[u8]) -> Option<Vec<(Record, usize)>> {
     Some(records)
 }
 
+/// How many records a block has.
+pub(super) fn count(block: &[u8]) -> u64 {
+    block.get(1..HEAD_BYTES).map_or(0, |count| u64::from(u16::from_le_bytes([count[0], count[1]])))
+}
+
 pub(super) fn key(lane: Lane, first: u64) -> Vec<u8> {
     [&[b'r', index(lane) as u8][..], &first.to_be_bytes()].concat()
 }

@@ -96,20 +96,37 @@ impl Outbox {
     /// If the disk fails.
     pub fn verify(&mut self) -> Result<(Vec<Missing>, Vec<u64>), OutboxError> {
         let mut unreadable = Vec::new();
-        let ordinals: Vec<u64> = self.contents.keys().copied().collect();
-        for ordinal in ordinals {
-            match self.generations.scan(ordinal, b"r", |_, _| ControlFlow::Continue(())) {
+        // The numbers of each lane that are accounted for.
+        let mut there: [Vec<Range<u64>>; 2] = [Vec::new(), Vec::new()];
+        let contents: Vec<_> = self.contents.iter().map(|(ordinal, contents)| (*ordinal, *contents)).collect();
+        for (ordinal, contents) in contents {
+            let scanned = self.generations.scan(ordinal, b"r", |key, found| {
+                if let (Some((lane, first)), Found::Intact(block)) = (blocks::parse_key(key), found) {
+                    let span = contents.spans[index(lane)];
+                    there[index(lane)].push(first.max(span.first)..(first + blocks::count(&block)).min(span.filled));
+                }
+                ControlFlow::Continue(())
+            });
+            match scanned {
                 Ok(()) => {}
                 Err(StoreError::Database { .. }) => unreadable.push(ordinal),
                 Err(error) => return Err(error.into()),
             }
+            for lane in Lane::ALL {
+                let span = contents.spans[index(lane)];
+                // What was given up on purpose is not damaged.
+                let is_given_up = contents.level.reason(lane, &span, span.first) == GapReason::OverBudget;
+                there[index(lane)].push(if is_given_up { span.numbers() } else { span.filled..span.next });
+            }
+        }
+        for (lane, number) in &self.replaced {
+            there[index(*lane)].push(*number..number + 1);
         }
         let mut missing = Vec::new();
-        for lane in Lane::ALL {
-            for range in self.damaged_numbers(lane, &unreadable)? {
-                let base = self.life().base[index(lane)];
-                let (first, last) = (range.start - base, range.end - 1 - base);
-                missing.push(Missing { lane: lane.as_str(), first, last });
+        for (lane, there) in Lane::ALL.into_iter().zip(there) {
+            let (state, base) = (self.lanes[index(lane)], self.life().base[index(lane)]);
+            for range in holes(there, state.oldest..state.next) {
+                missing.push(Missing { lane: lane.as_str(), first: range.start - base, last: range.end - 1 - base });
             }
         }
         Ok((missing, unreadable))
@@ -130,48 +147,6 @@ impl Outbox {
             self.contents.remove(&ordinal);
         }
         Ok((self.verify()?.0, aside))
-    }
-
-    fn damaged_numbers(&mut self, lane: Lane, unreadable: &[u64]) -> Result<Vec<Range<u64>>, OutboxError> {
-        let mut there: Vec<Range<u64>> = Vec::new();
-        let contents: Vec<_> = self.contents.iter().map(|(ordinal, contents)| (*ordinal, *contents)).collect();
-        for (ordinal, contents) in contents {
-            let span = contents.spans[index(lane)];
-            // What was given up on purpose is not damaged.
-            if contents.level.reason(lane, &span, span.first) == GapReason::OverBudget {
-                there.push(span.numbers());
-                continue;
-            }
-            there.push(span.filled..span.next);
-            if unreadable.contains(&ordinal) {
-                continue;
-            }
-            self.generations.scan(ordinal, b"r", |key, found| {
-                if let (Some((l, first)), Found::Intact(block)) = (blocks::parse_key(key), found)
-                    && let Some(records) = blocks::unpack(&block).filter(|_| l == lane)
-                {
-                    let end = first + records.len() as u64;
-                    there.push(first.max(span.first)..end.min(span.filled));
-                }
-                ControlFlow::Continue(())
-            })?;
-        }
-        there.extend(self.replaced.iter().filter(|(l, _)| *l == lane).map(|(_, number)| *number..number + 1));
-        there.retain(|range| range.start < range.end);
-        there.sort_by_key(|range| range.start);
-        let state = self.lanes[index(lane)];
-        let mut at = state.oldest;
-        let mut missing = Vec::new();
-        for range in there {
-            if range.start > at {
-                missing.push(at..range.start);
-            }
-            at = at.max(range.end);
-        }
-        if state.next > at {
-            missing.push(at..state.next);
-        }
-        Ok(missing)
     }
 
     /// Hands everything that is held to `each`, lane by lane: its lane, its number in the present epoch, the record (or the gap in its
@@ -198,4 +173,22 @@ impl Outbox {
         }
         Ok(count)
     }
+}
+
+/// What of these numbers is in none of the ranges.
+fn holes(mut there: Vec<Range<u64>>, numbers: Range<u64>) -> Vec<Range<u64>> {
+    there.retain(|range| range.start < range.end);
+    there.sort_by_key(|range| range.start);
+    let mut at = numbers.start;
+    let mut holes = Vec::new();
+    for range in there {
+        if range.start > at {
+            holes.push(at..range.start);
+        }
+        at = at.max(range.end);
+    }
+    if numbers.end > at {
+        holes.push(at..numbers.end);
+    }
+    holes
 }

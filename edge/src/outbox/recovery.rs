@@ -26,6 +26,8 @@ struct Known {
     contents: BTreeMap<u64, Contents>,
     /// The highest numbers that any of them knows.
     next: [u64; 2],
+    /// How far any of them says that records may have been sent.
+    sent: [u64; 2],
 }
 
 /// What must be written before anything is appended.
@@ -103,7 +105,7 @@ impl Outbox {
             lives: Vec::new(),
             lanes: [LaneState { oldest: FIRST, next: FIRST }; 2],
             contents: known.contents,
-            sent: known.tail.as_ref().map_or([FIRST; 2], |tail| tail.sent),
+            sent: known.sent,
             failed: false,
             replaced: BTreeSet::new(),
             damaged_to: [0; 2],
@@ -174,9 +176,8 @@ impl Outbox {
         let mut there = 0;
         self.generations.scan(ordinal, b"r", |key, found| {
             if let (Some((lane, first)), Found::Intact(block)) = (blocks::parse_key(key), found) {
-                let count = block.get(1..3).map_or(0, |count| u64::from(u16::from_le_bytes([count[0], count[1]])));
                 let span = contents.spans[index(lane)];
-                there += (first + count).min(span.filled).saturating_sub(first.max(span.first));
+                there += (first + blocks::count(&block)).min(span.filled).saturating_sub(first.max(span.first));
             }
             ControlFlow::Continue(())
         })?;
@@ -247,15 +248,18 @@ fn know(generations: &mut Generations, damage: &Damage) -> Known {
             }
         }
     }
-    let mut next = [0; 2];
+    let (mut next, mut sent) = ([0; 2], [FIRST; 2]);
     for (_, tail) in &tails {
+        for (sent, told) in sent.iter_mut().zip(tail.sent) {
+            *sent = told.max(*sent);
+        }
         for ((next, lane), span) in next.iter_mut().zip(tail.lanes).zip(tail.contents.spans) {
             *next = (*next).max(lane.next).max(span.next);
         }
     }
     let contents = tails.iter().filter_map(|(ordinal, tail)| Some(((*ordinal)?, tail.contents))).collect();
     let tail = tails.into_iter().map(|(_, tail)| tail).max_by_key(|tail| tail.append);
-    Known { tail, contents, next }
+    Known { tail, contents, next, sent }
 }
 
 fn parse(tail: &[u8]) -> Option<Tail> {
