@@ -175,7 +175,11 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
         Command::Diag { config, output } => diag::diag(&config.load(), output.as_deref()),
         Command::Passwd => passwd(),
         Command::Status { config, json } => status::status(config.load()?.http, json),
-        Command::Outbox { config, command } => outbox_cli::run(&command, &config.load()?),
+        Command::Outbox { config, command } => {
+            let config = config.load()?;
+            become_owner(&config.data_dir)?;
+            outbox_cli::run(&command, &config)
+        }
         Command::Simulate(args) => {
             until_interrupted(|cancel| async { simulate::run(*args, clock::wall, cancel, &mut io::stdout()).await })
         }
