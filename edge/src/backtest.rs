@@ -281,9 +281,14 @@ impl Machine {
     }
 
     fn finish(mut self, path: &Path, skipped: String) -> anyhow::Result<Summary> {
-        // As if nothing came any more: the last step closes.
-        self.mono_us = self.mono_us.saturating_add((LATENESS_STEPS + 1) * self.step_us);
-        self.advance()?;
+        // Nothing comes any more: what was measured is judged.
+        let latest = self.window.latest();
+        while let Some((step, _)) = self.window.close_next_of_all() {
+            match step {
+                Some(step) if Some(step.start) <= latest => self.judge(&step)?,
+                _ => {}
+            }
+        }
         if let Some(lines) = self.lines {
             lines.finish()?;
         }

@@ -3,6 +3,9 @@
 //! - The *watermark* is the machine's largest event time, plus the time since it arrived, minus the lateness: it moves with the
 //!   readings at any replay speed, and on when the machine falls silent. What lies below it is closed, in order. Whether a reading is
 //!   in time does not depend on when that is done, as long as the readings flow: a replay gives the same.
+//! - A machine that falls silent may only be cut off for a while, with its readings kept by its devices. For as long as a value may be
+//!   held, and no longer than [`SILENCE_US_MAX`], the watermark goes no further than the last step that was measured, and ends no
+//!   interval: what comes then is in time.
 //! - A step's value of a sensor is the mean of its readings in the step; without any, its last value, for as long as a
 //!   value may be held; then NaN.
 //! - A reading of a step that is closed still counts in its interval; a reading of an interval that is closed is *late*: counted and
@@ -34,6 +37,9 @@ use open::OpenInterval;
 
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
 const OPEN_STEPS_MAX: usize = 600;
+
+/// How long a machine that is silent is taken for one that is cut off.
+pub const SILENCE_US_MAX: i64 = 30_000_000;
 
 /// How a machine's readings are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -306,7 +312,13 @@ impl Window {
     /// Where everything before is closed, at this moment of the monotonic clock.
     fn watermark(&self, mono_us: i64) -> Timestamp {
         let waited = self.latest_mono_us.map_or(0, |arrived| (mono_us - arrived).max(0));
-        self.latest.plus_us(waited).plus_us(-self.periods.lateness_us)
+        let watermark = self.latest.plus_us(waited).plus_us(-self.periods.lateness_us);
+        if waited > self.periods.hold_us.min(SILENCE_US_MAX) {
+            return watermark;
+        }
+        let last = self.latest.floor(self.periods.step_us);
+        let end = last.plus_us(self.periods.step_us);
+        watermark.min(if end.floor(self.periods.interval_us) == end { last } else { end })
     }
 
     /// Whether [`Window::close_next`] would give something.

@@ -301,7 +301,7 @@ fn commands_are_carried_out_and_outlive_a_kill() {
     assert_eq!(life.pipeline.command(&recalibrate, now(1_000)).unwrap(), Outcome::Done);
     let mut life = life.kill(1_000, None);
     assert_eq!(life.pipeline.live(now(0))[0].verdict.detector, DetectorState::Calibrating { percent: 0 });
-    life.pipeline.tick(now(1_200)).unwrap();
+    life.pipeline.tick(now(1_400)).unwrap();
     let told =
         life.records().iter().any(|record| matches!(record, Record::Catalog(catalog) if catalog.sensors.len() == 2));
     assert!(told);

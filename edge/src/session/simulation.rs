@@ -96,7 +96,7 @@ impl Row {
 }
 
 fn is_poison(id: u64) -> bool {
-    id % 53 == 0
+    id.is_multiple_of(53)
 }
 
 fn row_of(record: &Record) -> Row {

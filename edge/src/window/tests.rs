@@ -61,9 +61,22 @@ fn a_silent_machine_is_held_then_missing_then_makes_nothing() {
     assert!(!window.is_due(at(20_000).0));
     // Days later it goes on where the readings are.
     window.push(SensorIx(0), at(3_000_005), 8.0, true, at(3_000_005).0, 0);
-    let (steps, intervals) = close_all(&mut window, 3_000_150);
+    let (steps, intervals) = close_all(&mut window, 3_000_400);
     assert_eq!((steps[0].start, steps[0].values[0]), (at(3_000_000), 8.0));
     assert_eq!(intervals[0].start, at(3_000_000));
+}
+
+#[test]
+fn what_a_machine_kept_while_it_was_cut_off_is_in_time() {
+    let mut window = window(&[(0, 5, 1.0), (0, 96, 2.0)]);
+    // 28 s of silence: the steps that were measured are judged, no interval is closed without what belongs to it.
+    let (steps, intervals) = close_all(&mut window, 376);
+    assert_eq!((steps.len(), intervals.len()), (9, 0));
+    for tenths in (97..376).step_by(3) {
+        assert_eq!(window.push(SensorIx(0), at(tenths), 3.0, true, at(376).0, 0), Taken::Counted);
+    }
+    let (_, intervals) = close_all(&mut window, 377);
+    assert_eq!(intervals.iter().map(|interval| interval.sensors[0].unwrap().count).collect::<Vec<_>>(), [3, 34, 33]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn now() -> Timestamp {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrived_before_the_time_was_known_is_dated_right_when_the_cloud_tells_it() {
-    let periods = "[defaults]\nstep = \"500ms\"\ninterval = \"2s\"\nlateness = \"500ms\"\n";
+    let periods = "[defaults]\nstep = \"500ms\"\ninterval = \"2s\"\nlateness = \"500ms\"\nhold = \"2s\"\n";
     let mut plant = Plant::start_as(Setting { edge: periods, ..Setting::default() }).await;
     let config = plant.directory.path().join("edge.toml");
     let text = fs::read_to_string(&config).unwrap().replace("[gateway]\n", "[gateway]\nclock = \"cloud\"\n");
