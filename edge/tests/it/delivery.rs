@@ -136,7 +136,7 @@ fn backlog(gateway: &Gateway) -> u64 {
 #[tokio::test]
 async fn only_the_enrolled_clouds_receipt_lets_records_go() {
     let mut cloud = Cloud::start().await;
-    let mut gateway = Gateway::new("[defaults]\ninterval = \"1s\"\nlateness = \"0s\"\n");
+    let mut gateway = Gateway::new("[defaults]\ninterval = \"1s\"\nlateness = \"0s\"\nhold = \"2s\"\n");
     cloud.enrol(&gateway.data());
     gateway.start().await;
     gateway.publish(&[("plant/p1/t", b"1")]).await;
@@ -208,7 +208,7 @@ async fn a_command_is_carried_out_once_and_answered() {
 
 /// A gateway whose intervals are short, enrolled at this cloud.
 fn enrolled(cloud: &Cloud) -> Gateway {
-    let gateway = Gateway::new("[defaults]\ninterval = \"1s\"\nlateness = \"0s\"\n");
+    let gateway = Gateway::new("[defaults]\ninterval = \"1s\"\nlateness = \"0s\"\nhold = \"2s\"\n");
     cloud.enrol(&gateway.data());
     gateway
 }

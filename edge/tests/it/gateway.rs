@@ -47,12 +47,14 @@ pub async fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 impl Gateway {
-    /// `more` is appended to the configuration. Nothing runs yet.
+    /// `more` is appended to the configuration. Nothing runs yet. Unless it says otherwise, a machine that falls silent is not waited
+    /// for as long as usual.
     pub fn new(more: &str) -> Self {
+        let defaults = if more.contains("[defaults]") { "" } else { "[defaults]\nhold = \"3s\"\n" };
         let directory = tempfile::tempdir().unwrap();
         let (mqtt, http) = (free_address(), free_address());
         let config = format!(
-            "[gateway]\ndata_dir = \"data\"\nclock = \"trusted\"\n[mqtt]\nlisten = \"{mqtt}\"\n[http]\nlisten = \"{http}\"\n{more}"
+            "[gateway]\ndata_dir = \"data\"\nclock = \"trusted\"\n[mqtt]\nlisten = \"{mqtt}\"\n[http]\nlisten = \"{http}\"\n{defaults}{more}"
         );
         fs::write(directory.path().join("edge.toml"), config).unwrap();
         Self { directory, mqtt, http, child: None }

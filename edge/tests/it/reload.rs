@@ -92,13 +92,13 @@ fn report(gateway: &Gateway) -> serde_json::Value {
 
 #[tokio::test]
 async fn sources_machines_and_limits_change_under_a_connected_device() {
-    let gateway = Gateway::started("[defaults]\ninterval = \"60s\"\n").await;
+    let gateway = Gateway::started("[defaults]\ninterval = \"60s\"\nhold = \"2s\"\n").await;
     let mut device = Device::connect(gateway.mqtt, None, None).await.unwrap();
     device.publish("plant/p1/t", "1").await.unwrap();
     device.publish("other/p2/t", "1").await.unwrap();
     assert_eq!(gateway.metric("gemba_edge_rejected_total{reason=\"topic_unmatched\"}"), 1);
 
-    let more = "[defaults]\ninterval = \"2s\"\n[[sources]]\ntopic = \"other/{machine}/{sensor}\"\n[limits]\nmachines_max = 2\n[[machines]]\nid = \"p1\"\nunits = { t = \"Cel\" }\n[outbox]\nbytes_max = \"64MiB\"\n";
+    let more = "[defaults]\ninterval = \"2s\"\nhold = \"2s\"\n[[sources]]\ntopic = \"other/{machine}/{sensor}\"\n[limits]\nmachines_max = 2\n[[machines]]\nid = \"p1\"\nunits = { t = \"Cel\" }\n[outbox]\nbytes_max = \"64MiB\"\n";
     assert_eq!(taken(&reload(&gateway, more)), "the configuration is in use");
     device.publish("other/p2/t", "1").await.unwrap();
     device.publish("plant/p1/t", "1").await.unwrap();
@@ -107,7 +107,7 @@ async fn sources_machines_and_limits_change_under_a_connected_device() {
     assert_eq!(gateway.metric("gemba_edge_rejected_total{reason=\"topic_unmatched\"}"), 2, "counters go on");
     assert_eq!(gateway.metric("gemba_edge_rejected_total{reason=\"machines_full\"}"), 1);
     // The first reading came in an interval of 60 s: it is summed up all the same, and soon.
-    wait("both summaries", || (gateway.metric("gemba_edge_summaries_total") == 2).then_some(())).await;
+    wait("both summaries", || (gateway.metric("gemba_edge_summaries_total") >= 2).then_some(())).await;
     assert_eq!(gateway.metric(ACCEPTED), 1, "nobody connected again");
     assert_eq!(gateway.metric("gemba_edge_late_total"), 0);
 }
