@@ -205,7 +205,8 @@ impl Machine {
                     Record::Summary(summary) => {
                         let machine = summary.machine.to_string();
                         for (sensor, figures) in sensors[&machine].iter().zip(&summary.sensors) {
-                            let Some(figures) = figures else { continue };
+                            // A machine that fell silent still has its last value.
+                            let Some(figures) = figures.filter(|figures| figures.count > 0) else { continue };
                             let cell =
                                 Cell { machine: machine.clone(), sensor: sensor.clone(), start_us: summary.start.0 };
                             let (count, sd) = (i32::try_from(figures.count).unwrap(), figures.sd);
