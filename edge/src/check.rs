@@ -147,18 +147,7 @@ fn ports(config: &Config) -> anyhow::Result<String> {
 /// Our options there under another client identifier: the daemon is not thrown out.
 fn broker(config: &Config) -> anyhow::Result<MqttOptions> {
     let Mqtt::External(external) = &config.mqtt else { bail!("there is none") };
-    let mut endpoint = Endpoint {
-        url: external.url.clone(),
-        certificate_file: external.certificate.clone(),
-        key_file: external.key.clone(),
-        username: external.username.clone(),
-        password_file: external.password_file.clone(),
-        clean_session: true,
-        ..Endpoint::default()
-    };
-    if let Some(file) = &external.ca_file {
-        endpoint.trust_file(file)?;
-    }
+    let endpoint = Endpoint { clean_session: true, ..run::endpoint(external)? };
     Ok(endpoint.options(&format!("gemba-check-{}", std::process::id()), 1 << 20)?)
 }
 

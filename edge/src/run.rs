@@ -45,6 +45,7 @@ use reload::Reloader;
 use report::Vitals;
 use watching::notify;
 
+pub(crate) use intake::endpoint;
 pub(crate) use reload::check_files;
 
 /// Deliveries that wait for the line; a device's connection is not read while it is full.

@@ -33,6 +33,10 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    pub(super) fn new(machine: Machine) -> Self {
+        Self { machine, saved: Mark::default(), needs_from: None, needed_until_written: None, made: Vec::new() }
+    }
+
     /// A reading that the state has already.
     pub(super) fn remember(&mut self, reading: &Reading, arrived: Now, block: u64) {
         let timed = reading.at != arrived.arrival();
@@ -94,12 +98,6 @@ pub(super) fn entry<'a>(
         entry.machine.set_sensors(registry.sensors(reading.machine));
     }
     entry
-}
-
-impl Entry {
-    pub(super) fn new(machine: Machine) -> Self {
-        Self { machine, saved: Mark::default(), needs_from: None, needed_until_written: None, made: Vec::new() }
-    }
 }
 
 pub(super) fn of(settings: &PipelineSettings, id: &MachineId) -> Arc<MachineSettings> {

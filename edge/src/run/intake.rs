@@ -136,7 +136,8 @@ fn mark(external: &External, filters: &[String]) -> anyhow::Result<[u8; 32]> {
     Ok(digest.finalize().into())
 }
 
-fn endpoint(external: &External) -> anyhow::Result<Endpoint> {
+/// How to reach the broker of the configuration.
+pub(crate) fn endpoint(external: &External) -> anyhow::Result<Endpoint> {
     let mut endpoint = Endpoint {
         url: external.url.clone(),
         certificate_file: external.certificate.clone(),
