@@ -22,8 +22,9 @@ use crate::generations::{Filler, Found, GenerationSettings, Generations, StoreEr
 
 /// A generation is not full below this.
 const GENERATION_BYTES: u64 = 6 * 1_024 * 1_024;
-/// Nor below this many times what it began with, so that large states do not fill each new one at once.
-const GROWTH: u64 = 2;
+/// Nor before it has grown by this part of what it began with, so that large states do not fill each new one at once. Two
+/// generations lie on the disk: more would be felt there, less in what is written.
+const GROWTH_PERCENT: u64 = 75;
 /// Rows go to sled in batches of about this size.
 const BATCH_BYTES: usize = 512 * 1_024;
 const HEAD_BYTES: usize = 8;
@@ -206,7 +207,8 @@ impl Standing {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.generations.is_full() && self.generations.newest_bytes() >= GROWTH * self.began_bytes
+        let grown = self.generations.newest_bytes().saturating_sub(self.began_bytes);
+        self.generations.is_full() && grown * 100 >= GROWTH_PERCENT * self.began_bytes
     }
 
     pub(super) fn bytes(&self) -> u64 {

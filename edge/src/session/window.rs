@@ -1,18 +1,20 @@
 //! How many bytes of a lane may be on their way at once: as many as do not queue.
 //!
 //! The least delay from sending a batch to its receipt is what the link and the cloud need at their best. While
-//! batches take hardly longer, the window grows; when they take [`EXTRA_US`] longer, they queue somewhere, in
+//! batches take hardly longer, the window grows; when they take half as long again, they queue somewhere, in
 //! our socket, in the broker or before the database, and everything else of this gateway queues behind them: the window
-//! shrinks. What is slow with the smallest window is slow for another reason, and its delay is the new best. The idea is
-//! LEDBAT's (RFC 6817): a backlog yields to what is live. Events yield to nothing: their window shrinks by loss alone.
+//! shrinks. "Half as long" has bounds: near by, less is noise, and far away, more would be felt. What is slow with the
+//! smallest window is slow for another reason, and its delay is the new best. The idea is LEDBAT's (RFC 6817): a backlog
+//! yields to what is live. Events yield to nothing: their window shrinks by loss alone.
 
 /// So little does not queue on a link that is of any use.
 const WINDOW_BYTES_MIN: usize = 8 * 1_024;
 /// Of a lane that does not yield: what its alarms wait behind are alarms.
 const WINDOW_BYTES_FIRST: usize = 128 * 1_024;
 const WINDOW_BYTES_MAX: usize = 512 * 1_024;
-/// What batches may take longer than at their best.
-const EXTRA_US: i64 = 100_000;
+/// What batches may take longer than at their best: half of it, within these bounds.
+const EXTRA_US_MIN: i64 = 25_000;
+const EXTRA_US_MAX: i64 = 100_000;
 
 /// The window of one lane.
 #[derive(Debug, Clone)]
@@ -41,7 +43,8 @@ impl Window {
             _ => delay_us,
         };
         self.best_us = Some(best_us);
-        self.bytes = if !self.yields || delay_us - best_us < EXTRA_US {
+        let extra_us = (best_us / 2).clamp(EXTRA_US_MIN, EXTRA_US_MAX);
+        self.bytes = if !self.yields || delay_us - best_us < extra_us {
             self.bytes.saturating_add(bytes).min(WINDOW_BYTES_MAX)
         } else {
             (self.bytes - self.bytes / 8).max(WINDOW_BYTES_MIN)
@@ -76,7 +79,7 @@ mod tests {
         assert_eq!(settle(100_000_000, 20_000).0, WINDOW_BYTES_MAX);
         assert_eq!(settle(100_000_000, 600_000).0, WINDOW_BYTES_MAX, "a satellite is far, but not slow");
         let (bytes, taken_us) = settle(1_000_000, 50_000);
-        assert!((50_000..200_000).contains(&bytes) && taken_us < 300_000, "{bytes} {taken_us}");
+        assert!((20_000..100_000).contains(&bytes) && taken_us < 150_000, "{bytes} {taken_us}");
         let (bytes, _) = settle(8_000, 50_000);
         assert!(bytes < 2 * WINDOW_BYTES_MIN, "{bytes}");
     }
