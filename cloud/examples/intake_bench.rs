@@ -265,6 +265,7 @@ fn summary(machine: &MachineId, interval: usize, intervals: usize, seed: f64) ->
             score: Some(0.4),
             health_percent: Some(98.0),
             mode: Mode::Running,
+            remaining: None,
         },
         energy_wh: Some(12.5),
         clock: Clock::Trusted,

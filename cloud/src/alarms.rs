@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 
 /// The machine does not behave as it did.
 pub const ANOMALY: &str = "anomaly";
+/// It has been steady for long at another level than it was calibrated at.
+pub const NORMAL_SHIFTED: &str = "normal_shifted";
 /// Nothing was heard of the gateway.
 pub const GATEWAY_OFFLINE: &str = "gateway_offline";
 /// Scores (1.0 is the threshold) from which an anomaly is graver than low.
@@ -114,6 +116,24 @@ pub fn sensor_fault(sensor: &str) -> String {
 /// What an anomaly's alarm says: the sensors that drove it, by falling share. `name` gives a position's name.
 #[must_use]
 pub fn anomaly_message<'a>(shares: &[f32], name: impl Fn(usize) -> Option<&'a str>) -> String {
+    let named = named(shares, name);
+    if named.is_empty() {
+        "It does not behave as it did".into()
+    } else {
+        format!("It does not behave as it did: {named}")
+    }
+}
+
+/// What is asked of a machine that stays at another level.
+#[must_use]
+pub fn shift_message<'a>(shares: &[f32], name: impl Fn(usize) -> Option<&'a str>) -> String {
+    let named = named(shares, name);
+    let of = if named.is_empty() { String::new() } else { format!(" ({named})") };
+    format!("It is steady at another level{of}. New normal? Accept it, or have the cause removed")
+}
+
+/// The sensors that matter, by falling share.
+fn named<'a>(shares: &[f32], name: impl Fn(usize) -> Option<&'a str>) -> String {
     let mut order: Vec<usize> = (0..shares.len()).filter(|i| shares[*i] >= NAMED_SHARE_MIN).collect();
     order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
     let named: Vec<String> = order
@@ -121,11 +141,7 @@ pub fn anomaly_message<'a>(shares: &[f32], name: impl Fn(usize) -> Option<&'a st
         .filter_map(|i| Some(format!("{} {:.0} %", name(i)?, shares[i] * 100.0)))
         .take(NAMED_MAX)
         .collect();
-    if named.is_empty() {
-        "It does not behave as it did".into()
-    } else {
-        format!("It does not behave as it did: {}", named.join(", "))
-    }
+    named.join(", ")
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! A catalog is only ever appended to: a position never changes its meaning, so rows of any age can be read.
 
 use gemba_shared::telemetry::{
-    Anomaly, Catalog, DetectorState, Event, EventKind, Mode, Quality, SENSORS_MAX, SensorSummary, Summary, Verdict,
+    Anomaly, Catalog, DetectorState, Event, EventKind, Mode, Quality, Remaining, SENSORS_MAX, SensorSummary, Summary,
+    Uncalibrated, Verdict,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -133,6 +134,12 @@ pub fn check_event(event: &Event, now: Timestamp) -> Result<Timestamp, Reason> {
         EventKind::AnomalyOpened(anomaly) | EventKind::AnomalyUpdated(anomaly) | EventKind::AnomalyClosed(anomaly) => {
             check_anomaly(anomaly, now)?;
         }
+        EventKind::NormalShifted(shift) => {
+            if shift.shares.len() > SENSORS_MAX {
+                return Err("too_many_sensors");
+            }
+            time(shift.since, now)?;
+        }
         EventKind::SensorFault(fault) => {
             if usize::from(fault.sensor) >= SENSORS_MAX {
                 return Err("too_many_sensors");
@@ -160,16 +167,19 @@ fn check_anomaly(anomaly: &Anomaly, now: Timestamp) -> Result<(), Reason> {
 }
 
 /// A verdict in the database's words.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Judged {
     pub detector: &'static str,
     /// The word as a number, for the large table.
     pub detector_code: i16,
     pub calibration_percent: Option<i16>,
+    /// Why a calibration was refused.
+    pub note: Option<String>,
     pub score: Option<f32>,
     pub health_percent: Option<f32>,
     pub mode: &'static str,
     pub mode_code: i16,
+    pub remaining: Option<Remaining>,
 }
 
 impl From<&Verdict> for Judged {
@@ -179,6 +189,11 @@ impl From<&Verdict> for Judged {
             DetectorState::Watching => ("watching", 1, None),
             DetectorState::Anomalous => ("anomalous", 2, None),
             DetectorState::Blind => ("blind", 3, None),
+            DetectorState::Uncalibrated { .. } => ("uncalibrated", 4, None),
+        };
+        let note = match verdict.detector {
+            DetectorState::Uncalibrated { reason } => Some(why_uncalibrated(reason)),
+            _ => None,
         };
         let (mode, mode_code) = match verdict.mode {
             Mode::Unknown => ("unknown", 0),
@@ -191,10 +206,26 @@ impl From<&Verdict> for Judged {
             detector,
             detector_code,
             calibration_percent,
+            note,
             score: finite(verdict.score),
             health_percent: finite(verdict.health_percent).map(|health| health.clamp(0.0, 100.0)),
             mode,
             mode_code,
+            remaining: verdict.remaining.filter(|life| {
+                [life.low_s, life.likely_s, life.high_s].iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0)
+            }),
+        }
+    }
+}
+
+/// For people.
+fn why_uncalibrated(reason: Uncalibrated) -> String {
+    match reason {
+        Uncalibrated::TooFew { constant, missing, of } => {
+            format!("Not calibrated: of {of} channels, {constant} constant and {missing} mostly without values")
+        }
+        Uncalibrated::Unsteady { sensors, of } => {
+            format!("Not calibrated: {sensors} of {of} channels changed from one level to another meanwhile")
         }
     }
 }
@@ -287,6 +318,7 @@ mod tests {
                 score: None,
                 health_percent: None,
                 mode: Mode::Unknown,
+                remaining: None,
             },
             energy_wh: None,
             clock: Clock::Trusted,

@@ -98,6 +98,7 @@ fn summary(n: u64, interval: u64, noise: &mut Noise) -> Record {
             score: Some(noise.reading() as f32 / 50.0),
             health_percent: Some(97.5),
             mode: Mode::Running,
+            remaining: None,
         },
         energy_wh: Some(noise.reading()),
         clock: Clock::Trusted,

@@ -36,6 +36,8 @@ fn main() -> anyhow::Result<()> {
             mean: vec![0.5; channels],
             scale: vec![0.3; channels],
             memory: values(model.memory_rows() * channels),
+            loadings: values(channels * model.components()),
+            eigenvalues: vec![1.0; model.components()],
         };
         let window = values(model.steps() * channels);
         let mut contribution = vec![0.0; channels];

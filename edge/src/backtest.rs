@@ -1,13 +1,16 @@
 //! Runs recordings through the very same window and detector as the daemon, as fast as they can be read.
 //!
-//! Each file is a machine of its own: it calibrates on its first steps and is judged on the rest. A line of output
-//! for each step, a summary for each file; with a label column, how often the alarm was right.
+//! Each file is a machine of its own: it calibrates on its first rows and is judged on the rest. A line of output
+//! for each row, a summary for each file; with a label column, how often the alarm was right.
+//!
+//! A row arrives when it was measured, and its line tells how things stood then: nothing of a later row is in it. A step
+//! ends with the first row behind it, so that the verdict on a row that is a step of its own comes with the next row.
 
 mod output;
 mod score;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,7 +21,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use gemba_shared::{
     ids::SensorId,
-    telemetry::{DetectorState, EventKind, Mode, SensorFaultKind, Timestamp},
+    telemetry::{DetectorState, EventKind, Mode, SensorFaultKind, Timestamp, Uncalibrated},
 };
 
 use crate::{
@@ -26,17 +29,16 @@ use crate::{
     publisher::duration,
     reading::SensorIx,
     recording::{Recording, RecordingArgs, Row},
-    window::{Periods, Step, Window},
+    window::{Periods, Step, Taken, Window},
 };
-use output::{Alarm, Line, Lines, Summary};
-use score::Confusion;
+use output::{Alarm, Counted, Line, Lines, Summary};
+use score::Score;
 
 /// Rows whose distances say how often a recording was sampled.
 const SAMPLED_ROWS: usize = 1_000;
-/// In steps: an interval, how long a value is held, how long a step waits.
+/// In steps: an interval, and how long a value is held.
 const INTERVAL_STEPS: i64 = 10;
 const HOLD_STEPS: i64 = 30;
-const LATENESS_STEPS: i64 = 2;
 
 /// `gemba-edge backtest`
 #[derive(Debug, Args)]
@@ -46,9 +48,10 @@ pub struct BacktestArgs {
     files: Vec<PathBuf>,
     #[command(flatten)]
     recording: RecordingArgs,
-    /// Steps that calibration takes
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(60..))]
-    calibrate_rows: u32,
+    /// Calibration sees the first N rows and no others, and nothing of them is scored. By default it takes as long as it
+    /// does in the daemon, and passes over rows in which the machine plainly changes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(60..))]
+    calibrate_rows: Option<u64>,
     /// The detector's sampling period; by default as often as the recording was sampled
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     step: Option<Duration>,
@@ -58,10 +61,10 @@ pub struct BacktestArgs {
     /// Where models lie, a folder each
     #[arg(long, value_name = "DIRECTORY", default_value = "models")]
     models_dir: PathBuf,
-    /// Write a line for each step of the one file here, as CSV
+    /// Write a line for each row of the one file here, as CSV
     #[arg(long, value_name = "FILE", conflicts_with = "output_dir")]
     output: Option<PathBuf>,
-    /// Write a line for each step of each file into a file of the same name here
+    /// Write a line for each row of each file into a file of the same name here
     #[arg(long, value_name = "DIRECTORY")]
     output_dir: Option<PathBuf>,
     /// Print the summaries as JSON, one a line
@@ -84,14 +87,14 @@ pub fn run(args: &BacktestArgs, out: &mut impl Write) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let mut pooled = Confusion::default();
+    let mut pooled = Score::default();
     for path in &args.files {
         let lines = match output_of(path, args)? {
             Some(path) => Some(Lines::create(&path)?),
             None => None,
         };
         let summary = judge(path, args, model.clone(), lines)?;
-        pooled.add(&summary.confusion);
+        pooled.add(&summary.score);
         writeln!(out, "{}", if args.json { summary.json() } else { summary.text() })?;
     }
     if args.files.len() > 1 && args.recording.label_column.is_some() {
@@ -139,113 +142,140 @@ fn sampled_us(path: &Path, args: &RecordingArgs) -> anyhow::Result<i64> {
 }
 
 fn judge(path: &Path, args: &BacktestArgs, model: Option<Arc<Model>>, lines: Option<Lines>) -> anyhow::Result<Summary> {
+    let sampled_us = sampled_us(path, &args.recording)?;
     let step_us = match args.step {
         Some(step) => i64::try_from(step.as_micros())?,
-        None => sampled_us(path, &args.recording)?,
+        None => sampled_us,
     };
     if step_us < 1_000 {
         bail!("--step: at least 1 ms is needed");
     }
     let mut recording = Recording::open(path, &args.recording)?;
-    let settings = DetectSettings { calibration_steps: args.calibrate_rows, model };
-    let mut machine = Machine::new(recording.sensors().to_vec(), settings, step_us, lines);
+    let settings = DetectSettings { model, ..DetectSettings::default() };
+    let mut machine = Machine::new(recording.sensors().to_vec(), settings, step_us, args.calibrate_rows);
+    (machine.lines, machine.sampled_us) = (lines, sampled_us);
     while let Some(row) = recording.next_row()? {
         machine.take(&row)?;
     }
     machine.finish(path, recording.skipped().summary())
 }
 
+/// For people.
+fn why(reason: Uncalibrated) -> String {
+    match reason {
+        Uncalibrated::TooFew { constant, missing, of } => {
+            format!("not calibrated: of {of} channels, {constant} constant and {missing} mostly without values")
+        }
+        Uncalibrated::Unsteady { sensors, of } => {
+            format!("not calibrated: {sensors} of {of} channels changed from one level to another meanwhile")
+        }
+    }
+}
+
 /// One recording's machine.
 struct Machine {
     sensors: Vec<SensorId>,
     step_us: i64,
+    sampled_us: i64,
+    calibrate_rows: Option<u64>,
     window: Window,
     detector: Detector,
     lines: Option<Lines>,
-    /// Rows that are labelled anomalous and normal, by the step that they are in, until it is judged.
-    labels: HashMap<Timestamp, (u64, u64)>,
     faults: BTreeMap<usize, SensorFaultKind>,
     shares: Vec<f32>,
     mono_us: i64,
-    rows: u64,
-    steps: u64,
-    calibration_steps: u64,
+    rows: Counted,
     alarms: Vec<Alarm>,
-    confusion: Confusion,
+    /// How often a person would have been asked whether this is the new normal.
+    shifts: u64,
+    score: Score,
 }
 
 impl Machine {
-    fn new(sensors: Vec<SensorId>, settings: DetectSettings, step_us: i64, lines: Option<Lines>) -> Self {
-        let periods = Periods {
-            step_us,
-            interval_us: INTERVAL_STEPS * step_us,
-            lateness_us: LATENESS_STEPS * step_us,
-            hold_us: HOLD_STEPS * step_us,
-        };
+    fn new(sensors: Vec<SensorId>, settings: DetectSettings, step_us: i64, calibrate_rows: Option<u64>) -> Self {
+        let periods =
+            Periods { step_us, interval_us: INTERVAL_STEPS * step_us, lateness_us: 0, hold_us: HOLD_STEPS * step_us };
+        let mut detector = Detector::new(settings, step_us);
+        if calibrate_rows.is_some() {
+            detector.calibrate_until_told();
+        }
         Self {
             sensors,
             step_us,
+            sampled_us: step_us,
+            calibrate_rows,
             window: Window::new(periods),
-            detector: Detector::new(settings, step_us),
-            lines,
-            labels: HashMap::new(),
+            detector,
+            lines: None,
             faults: BTreeMap::new(),
             shares: Vec::new(),
             mono_us: i64::MIN,
-            rows: 0,
-            steps: 0,
-            calibration_steps: 0,
+            rows: Counted::default(),
             alarms: Vec::new(),
-            confusion: Confusion::default(),
+            shifts: 0,
+            score: Score::default(),
         }
     }
 
     fn take(&mut self, row: &Row) -> anyhow::Result<()> {
-        self.rows += 1;
-        if let Some(anomalous) = row.anomalous {
-            let (bad, good) = self.labels.entry(row.at.floor(self.step_us)).or_default();
-            *if anomalous { bad } else { good } += 1;
+        if self.calibrate_rows == Some(self.rows.all) {
+            self.end_calibration();
         }
+        self.rows.all += 1;
         // A row arrives when it was measured.
+        let is_back = row.at.0 <= self.mono_us;
         self.mono_us = self.mono_us.max(row.at.0);
+        let mut taken = 0;
         for (sensor, value) in (0..).zip(&row.values) {
-            if let Some(value) = value {
-                self.window.push(SensorIx(sensor), row.at, *value, false, self.mono_us, 0);
+            if let Some(value) = value
+                && self.window.push(SensorIx(sensor), row.at, *value, false, self.mono_us, 0) == Taken::Counted
+            {
+                taken += 1;
             }
         }
-        self.advance()
-    }
-
-    fn advance(&mut self) -> anyhow::Result<()> {
+        self.rows.not_in_order += u64::from(is_back);
+        self.rows.empty += u64::from(taken == 0);
         while let Some((step, _)) = self.window.close_next(self.mono_us) {
-            if let Some(step) = step {
-                self.judge(&step)?;
-            }
+            self.judge(step.as_ref());
         }
-        Ok(())
+        self.tell(row)
     }
 
-    fn judge(&mut self, step: &Step) -> anyhow::Result<()> {
+    /// Lets calibration see what is there, and nothing more.
+    fn end_calibration(&mut self) {
+        while let Some((step, _)) = self.window.close_next_of_all_steps() {
+            self.judge(step.as_ref());
+        }
+        self.detector.end_calibration();
+    }
+
+    fn judge(&mut self, step: Option<&Step>) {
+        let Some(step) = step else { return };
         let mut events = Vec::new();
-        // Before the step: the one that completes calibration is not judged.
-        let before = self.detector.present(Mode::Unknown).detector;
-        let calibrating = matches!(before, DetectorState::Calibrating { .. });
         self.detector.step(step, Mode::Unknown, &mut events);
         for event in events {
             self.note(event, step.start.plus_us(self.step_us));
         }
+    }
+
+    /// How things stand after a row.
+    fn tell(&mut self, row: &Row) -> anyhow::Result<()> {
         let verdict = self.detector.present(Mode::Unknown);
+        let calibrating = match self.calibrate_rows {
+            Some(rows) => self.rows.all <= rows,
+            None => matches!(verdict.detector, DetectorState::Calibrating { .. }),
+        };
         let alarm = verdict.detector == DetectorState::Anomalous;
-        self.steps += 1;
-        self.calibration_steps += u64::from(calibrating);
-        if let Some((bad, good)) = self.labels.remove(&step.start)
-            && !calibrating
-        {
-            self.confusion.count(alarm, bad, good);
+        self.rows.calibrating += u64::from(calibrating);
+        self.rows.in_alarm += u64::from(alarm);
+        self.rows.judged += u64::from(verdict.score.is_some());
+        if let (Some(anomalous), false) = (row.anomalous, calibrating) {
+            self.score.count(row.at, alarm, anomalous, self.sampled_us);
         }
         if let Some(lines) = &mut self.lines {
             let shares: &[f32] = if alarm { &self.shares } else { &[] };
-            let line = Line { at: step.start, score: verdict.score, alarm, calibrating, shares, faults: &self.faults };
+            let score = verdict.score.filter(|_| !calibrating);
+            let line = Line { at: row.at, score, alarm, calibrating, shares, faults: &self.faults };
             lines.write(&line, &self.sensors)?;
         }
         Ok(())
@@ -277,18 +307,11 @@ impl Machine {
             EventKind::SensorFault(fault) => {
                 self.faults.remove(&usize::from(fault.sensor));
             }
+            EventKind::NormalShifted(shift) => self.shifts += u64::from(shift.active),
         }
     }
 
-    fn finish(mut self, path: &Path, skipped: String) -> anyhow::Result<Summary> {
-        // Nothing comes any more: what was measured is judged.
-        let latest = self.window.latest();
-        while let Some((step, _)) = self.window.close_next_of_all() {
-            match step {
-                Some(step) if Some(step.start) <= latest => self.judge(&step)?,
-                _ => {}
-            }
-        }
+    fn finish(self, path: &Path, skipped: String) -> anyhow::Result<Summary> {
         if let Some(lines) = self.lines {
             lines.finish()?;
         }
@@ -296,11 +319,12 @@ impl Machine {
             file: path.display().to_string(),
             judge: self.detector.judge_name(),
             step_us: self.step_us,
+            sampled_us: self.sampled_us,
             rows: self.rows,
-            steps: self.steps,
-            calibration_steps: self.calibration_steps,
+            refused: self.detector.refusal().map(why),
             alarms: self.alarms,
-            confusion: self.confusion,
+            shifts: self.shifts,
+            score: self.score,
             skipped,
         })
     }

@@ -194,6 +194,7 @@ impl Clock {
                         a.window.iter_mut().for_each(|window| put_right(&mut window.first));
                     }
                     EventKind::SensorFault(fault) => put_right(&mut fault.since),
+                    EventKind::NormalShifted(shift) => put_right(&mut shift.since),
                 }
             }
             Record::Catalog(_) | Record::Gap(_) => {}
@@ -277,7 +278,7 @@ mod tests {
             interval_ms: 10_000,
             catalog_revision: 1,
             sensors: Vec::new(),
-            verdict: Verdict { detector, score: None, health_percent: None, mode: Mode::Unknown },
+            verdict: Verdict { detector, score: None, health_percent: None, mode: Mode::Unknown, remaining: None },
             energy_wh: None,
             clock,
         })

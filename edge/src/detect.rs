@@ -2,50 +2,61 @@
 //! and ends.
 //!
 //! 1. **Calibration** begins by itself and takes a number of steps in which the machine runs and most sensors have
-//!    values (`calibration.rs`).
-//! 2. Each step then gets a *score*, 1.0 being the threshold: by an ONNX model where there is one and it works
-//!    (`model.rs`), else by the built-in robust baseline (`baseline.rs`).
-//! 3. Scores open and close the **alarm** with hysteresis (`alarm.rs`). While it is open nothing is learnt.
-//! 4. Sensors that freeze or fall silent are told apart (`faults.rs`).
+//!    values (`calibration.rs`). It refuses data in which the machine was plainly off or changing, and goes on with newer ones.
+//! 2. Each step is then judged twice: each sensor's level by itself (`levels.rs`), and all together, by an ONNX model where there is one
+//!    and it works (`model.rs`), else by the built-in pattern (`pattern.rs`). The *score* is the larger of both; 1.0 is the threshold.
+//! 3. What is over its limit is a **finding** (`finding.rs`); while there is any, the anomaly is open (`alarm.rs`), and nothing is learnt of it.
+//!    What lasts is a question to a person: new normal?
+//! 4. Sensors that freeze, saturate or fall silent are told apart (`faults.rs`), and so are those that drift away from what the
+//!    others say (`drift.rs`): they do not count for the machine.
 //!
 //! A machine that is off or out of service is not judged; an anomaly that was open stays open until it is judged again. With
 //! less than half of its usable sensors the detector is blind.
 //!
 //! Health is 100 % up to half the threshold, falls to 60 % at the threshold and to 0 % at three times it, linearly
-//! in between, of the score smoothed over about ten steps.
+//! in between, of the score smoothed over about ten steps. Its trend says how long the machine has (`life.rs`).
 //!
 //! No I/O and no clock. State in parts: what changes with every step, what calibration learnt, and while it runs its rows.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use gemba_shared::telemetry::{
-    Anomaly, DetectorState, EventKind, Mode, RawWindow, Timestamp, Verdict, WINDOW_SENSORS_MAX, WINDOW_STEPS_MAX,
+    Anomaly, DetectorState, EventKind, Mode, NormalShift, RawWindow, Timestamp, Uncalibrated, Verdict,
+    WINDOW_SENSORS_MAX, WINDOW_STEPS_MAX,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::window::Step;
 
 pub mod alarm;
-pub mod baseline;
 pub mod calibration;
+pub mod drift;
 pub mod faults;
+pub mod finding;
+pub mod judge;
+pub mod levels;
+pub mod life;
 pub mod model;
+pub mod pattern;
 pub mod state;
 
 use alarm::{Alarm, Change};
-use baseline::Smooth;
 use calibration::{Learnt, Rows};
 use faults::Faults;
+use judge::{Judge, Judged};
+use life::Life;
 use model::Model;
 
 /// The name of the built-in detector.
-pub const BASELINE: &str = "baseline 1";
+pub const BASELINE: &str = "baseline 2";
 /// Steps that are not judged after the machine was off, or silent.
 const SETTLE_STEPS: u16 = 10;
 /// A pause of more steps than this begins anew with smoothing.
 const PAUSE_STEPS: i64 = 5;
 /// The weight of a step in the smoothed score that health is made of.
 const HEALTH_WEIGHT: f32 = 0.1;
+/// The fewest steps that a calibration takes.
+pub const CALIBRATION_STEPS_MIN: u32 = 60;
 
 /// How one machine is judged.
 #[derive(Debug, Clone)]
@@ -70,20 +81,22 @@ pub struct Detector {
     /// While calibrating.
     rows: Rows,
     learnt: Option<Learnt>,
-    /// The latest steps' raw values, for events and for the model's window.
+    /// The latest steps' raw values, for events.
     history: VecDeque<(Timestamp, Box<[f32]>)>,
-    /// Steps that the model could not judge.
-    model_failures: u64,
     learnt_changed: bool,
     /// Of what was learnt, as it was last written out.
     learnt_bytes: u32,
+    /// Calibration ends when it is told to, and not by itself.
+    until_told: bool,
 }
 
 /// What changes with every step.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Core {
-    smooth: Smooth,
+    judge: Judge,
     alarm: Alarm,
+    /// Whether it was asked if this is the new normal.
+    shifted: bool,
     faults: Faults,
     settle: u16,
     last_step: Option<Timestamp>,
@@ -92,19 +105,13 @@ struct Core {
     /// The largest since the last verdict.
     score_max: Option<f32>,
     health_score: Option<f32>,
+    life: Life,
     out_of_service: bool,
     /// Counts calibrations, so that parts of different ones are not mixed up.
     serial: u32,
     blind: bool,
-}
-
-/// A step's judgement.
-struct Judged {
-    score: f32,
-    threshold: f32,
-    /// By sensor; they sum to one.
-    shares: Vec<f32>,
-    model: String,
+    /// Why the last calibration was refused.
+    refused: Option<Uncalibrated>,
 }
 
 impl Detector {
@@ -118,10 +125,28 @@ impl Detector {
             rows: Rows::default(),
             learnt: None,
             history: VecDeque::with_capacity(WINDOW_STEPS_MAX),
-            model_failures: 0,
             learnt_changed: false,
             learnt_bytes: 0,
+            until_told: false,
         }
+    }
+
+    /// Calibration goes on until [`Detector::end_calibration`].
+    pub fn calibrate_until_told(&mut self) {
+        self.until_told = true;
+    }
+
+    /// Learns from what calibration has seen so far. [`Detector::refusal`] tells why that was of no use, if it was.
+    pub fn end_calibration(&mut self) {
+        if self.learnt.is_none() {
+            self.finish_calibration();
+        }
+    }
+
+    /// Why the last calibration was refused.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Uncalibrated> {
+        self.core.refused.filter(|_| self.learnt.is_none())
     }
 
     /// The model that judges: its name and version.
@@ -136,26 +161,48 @@ impl Detector {
     /// Steps that the model could not judge, so that the baseline did.
     #[must_use]
     pub fn model_failures(&self) -> u64 {
-        self.model_failures
+        self.core.judge.model_failures()
     }
 
     /// Learns anew what is normal. An open anomaly is closed.
     pub fn recalibrate(&mut self, at: Timestamp, events: &mut Vec<EventKind>) {
-        if let Some(score) = self.core.alarm.close() {
-            events.push(EventKind::AnomalyClosed(self.anomaly_without_judgement(score)));
-        }
+        self.close(events);
         tracing::info!(at = at.as_millis(), "a machine is calibrated anew");
         self.start_calibration();
     }
 
     /// Time is counted anew from here on: what counts by the old is closed, and what was learnt stays.
     pub fn change_time(&mut self, events: &mut Vec<EventKind>) {
-        if let Some(score) = self.core.alarm.close() {
-            events.push(EventKind::AnomalyClosed(self.anomaly_without_judgement(score)));
-        }
+        self.close(events);
         self.core.faults.close(events);
         self.core.last_step = None;
         self.history.clear();
+        self.core.judge.reset();
+    }
+
+    /// What the machine shows now is normal from now on: an open anomaly is closed, and the levels stand where the sensors are.
+    pub fn accept_new_normal(&mut self, at: Timestamp, events: &mut Vec<EventKind>) {
+        let Some((_, values)) = self.history.back() else { return };
+        if self.learnt.is_none() {
+            return;
+        }
+        tracing::info!(at = at.as_millis(), "what a machine shows is its new normal");
+        self.core.judge.accept(values);
+        self.close(events);
+    }
+
+    /// Closes what is open, as if it were over.
+    fn close(&mut self, events: &mut Vec<EventKind>) {
+        let opened = self.core.alarm.opened();
+        if let Some(score) = self.core.alarm.close() {
+            events.push(EventKind::AnomalyClosed(self.anomaly_without_judgement(score)));
+        }
+        if std::mem::take(&mut self.core.shifted)
+            && let Some(since) = opened
+        {
+            events.push(EventKind::NormalShifted(NormalShift { since, shares: Vec::new(), active: false }));
+        }
+        events.extend(self.core.judge.end());
     }
 
     /// Judges by other settings from now on. Where another model is to judge, or the steps are others, what was learnt is of no use:
@@ -186,42 +233,42 @@ impl Detector {
         let paused = self.core.last_step.is_none_or(|last| step.start.us_since(last) > PAUSE_STEPS * self.step_us);
         self.core.last_step = Some(step.start);
         if paused {
-            self.core.smooth.reset();
+            self.core.judge.reset();
         }
         self.remember(step);
         self.core.score = None;
         if mode == Mode::Off || self.core.out_of_service {
             self.core.settle = SETTLE_STEPS;
-            self.core.smooth.reset();
+            self.core.judge.reset();
             return;
         }
-        let smooth = self.core.smooth.push(&step.values);
         let end = step.start.plus_us(self.step_us);
-        if self.learnt.is_none() {
+        let Some(learnt) = self.learnt.take() else {
             self.core.faults.learn(step);
             self.rows.push(&step.values);
-            if self.rows.len() >= self.settings.calibration_steps.max(60) as usize {
+            if !self.until_told && self.rows.len() >= self.calibration_steps() {
                 self.finish_calibration();
             }
             return;
-        }
-        if let Some(learnt) = &self.learnt {
-            self.core.faults.step(step, self.step_us, learnt, self.settings.calibration_steps, events);
-        }
-        if self.core.settle > 0 {
+        };
+        self.core.faults.step(step, self.step_us, &learnt.usual, self.settings.calibration_steps, events);
+        let judged = if self.core.settle > 0 {
             self.core.settle -= 1;
-            return;
+            None
+        } else {
+            let model = self.settings.model.as_deref();
+            let judged = self.core.judge.step(&learnt, model, step, &self.core.faults, end, events);
+            self.core.blind = judged.is_none();
+            judged
+        };
+        self.learnt = Some(learnt);
+        if let Some(judged) = judged {
+            self.take(&judged, end, events);
         }
-        let judged = self.judge(&smooth);
-        self.core.blind = judged.is_none();
-        let Some(judged) = judged else { return };
-        self.take(&judged, end, events);
-        if let Some(learnt) = &mut self.learnt
-            && !self.core.alarm.is_open()
-            && judged.score < alarm::CLOSE_BELOW
-        {
-            learnt.baseline.drift(&mut self.core.smooth.center, &step.values);
-        }
+    }
+
+    fn calibration_steps(&self) -> usize {
+        self.settings.calibration_steps.max(CALIBRATION_STEPS_MIN) as usize
     }
 
     fn remember(&mut self, step: &Step) {
@@ -232,35 +279,22 @@ impl Detector {
     }
 
     fn finish_calibration(&mut self) {
-        let learnt = Learnt::from_rows(&self.rows, self.settings.model.as_deref());
-        self.core.smooth.center.clone_from(&learnt.baseline.median);
-        self.learnt = Some(learnt);
-        self.learnt_changed = true;
-        self.rows = Rows::default();
-        self.core.serial = self.core.serial.wrapping_add(1);
-    }
-
-    fn judge(&mut self, smooth: &[f32]) -> Option<Judged> {
-        let learnt = self.learnt.as_ref()?;
-        let (raw, shares) = learnt.baseline.judge(&self.core.smooth.center, smooth)?;
-        if let (Some(model), Some(loaded)) = (&learnt.model, &self.settings.model)
-            && let Some(window) = model.window(loaded.steps(), self.history.iter().map(|(_, row)| &row[..]))
-        {
-            match model.judge(&window, smooth.len()) {
-                Ok((raw, shares)) => {
-                    let score = raw / model.threshold;
-                    return Some(Judged { score, threshold: model.threshold, shares, model: loaded.to_string() });
+        match Learnt::from_rows(&self.rows, self.settings.model.as_deref()) {
+            Ok((learnt, levels)) => {
+                (self.core.judge, self.core.refused) = (Judge::new(levels), None);
+                self.learnt = Some(learnt);
+                self.learnt_changed = true;
+                self.rows = Rows::default();
+            }
+            Err(reason) => {
+                if self.core.refused != Some(reason) {
+                    tracing::warn!(?reason, "a machine's calibration is refused; it goes on with newer values");
                 }
-                Err(error) => {
-                    if self.model_failures == 0 {
-                        tracing::warn!(model = %loaded, %error, "the model cannot judge a machine: the baseline does");
-                    }
-                    self.model_failures += 1;
-                }
+                self.core.refused = Some(reason);
+                self.rows.forget_half();
             }
         }
-        let threshold = learnt.baseline.threshold;
-        Some(Judged { score: raw / threshold, threshold, shares, model: BASELINE.to_owned() })
+        self.core.serial = self.core.serial.wrapping_add(1);
     }
 
     fn take(&mut self, judged: &Judged, at: Timestamp, events: &mut Vec<EventKind>) {
@@ -269,15 +303,27 @@ impl Detector {
         self.core.score_max = Some(self.core.score_max.map_or(score, |max| max.max(score)));
         let health = self.core.health_score.get_or_insert(score);
         *health += HEALTH_WEIGHT * (score.min(10.0) - *health);
-        let Some(change) = self.core.alarm.step(at, score) else { return };
+        self.core.life.push(*health, self.step_us);
+        let (is_wrong, is_lasting) = (self.core.judge.is_wrong(), self.core.judge.is_lasting());
+        let shifted = |since, active| NormalShift { since, shares: judged.shares.clone(), active };
+        let Some(change) = self.core.alarm.step(at, score, is_wrong) else {
+            if is_lasting
+                && !self.core.shifted
+                && let Some(since) = self.core.alarm.opened()
+            {
+                self.core.shifted = true;
+                events.push(EventKind::NormalShifted(shifted(since, true)));
+            }
+            return;
+        };
         let (opened, score_max) = change.anomaly();
         let anomaly = Anomaly {
             opened,
             score,
             score_max,
-            threshold: judged.threshold,
+            threshold: self.threshold(),
             shares: judged.shares.clone(),
-            model: judged.model.clone(),
+            model: self.judge_name(),
             window: self.raw_window(&judged.shares),
         };
         events.push(match change {
@@ -285,15 +331,22 @@ impl Detector {
             Change::Updated(..) => EventKind::AnomalyUpdated(anomaly),
             Change::Closed(..) => EventKind::AnomalyClosed(anomaly),
         });
+        if matches!(change, Change::Closed(..)) && std::mem::take(&mut self.core.shifted) {
+            events.push(EventKind::NormalShifted(shifted(opened, false)));
+        }
+    }
+
+    /// What counts as 1.0, in the model's own terms; the built-in detector's are shares of its limits.
+    fn threshold(&self) -> f32 {
+        self.learnt.as_ref().and_then(|learnt| learnt.model.as_ref()).map_or(1.0, |model| model.threshold)
     }
 
     fn anomaly_without_judgement(&self, (opened, score_max): (Timestamp, f32)) -> Anomaly {
-        let learnt = self.learnt.as_ref();
         Anomaly {
             opened,
             score: self.core.score.unwrap_or_default(),
             score_max,
-            threshold: learnt.map_or(0.0, |learnt| learnt.baseline.threshold),
+            threshold: self.threshold(),
             shares: Vec::new(),
             model: self.judge_name(),
             window: None,
@@ -335,28 +388,27 @@ impl Detector {
     /// How things stand, with the latest score.
     #[must_use]
     pub fn present(&self, mode: Mode) -> Verdict {
-        let detector = if self.learnt.is_none() {
-            DetectorState::Calibrating { percent: self.calibration_percent() }
-        } else if self.core.alarm.is_open() {
-            DetectorState::Anomalous
-        } else if self.core.blind || self.learnt.as_ref().is_some_and(|learnt| learnt.baseline.usable() == 0) {
-            DetectorState::Blind
-        } else {
-            DetectorState::Watching
+        let detector = match (&self.learnt, self.core.refused) {
+            (None, Some(reason)) => DetectorState::Uncalibrated { reason },
+            (None, None) => DetectorState::Calibrating { percent: self.calibration_percent() },
+            _ if self.core.alarm.is_open() => DetectorState::Anomalous,
+            _ if self.core.blind => DetectorState::Blind,
+            _ => DetectorState::Watching,
         };
-        let health_percent = self.core.health_score.filter(|_| self.core.score.is_some()).map(health_percent);
-        Verdict { detector, score: self.core.score, health_percent, mode }
+        let judged = self.core.score.is_some();
+        let health_percent = self.core.health_score.filter(|_| judged).map(health_percent);
+        let remaining = self.core.life.remaining().filter(|_| judged);
+        Verdict { detector, score: self.core.score, health_percent, mode, remaining }
     }
 
     fn calibration_percent(&self) -> u8 {
-        let steps = self.settings.calibration_steps.max(60) as usize;
-        u8::try_from(self.rows.len() * 100 / steps).unwrap_or(100).min(99)
+        u8::try_from(self.rows.len() * 100 / self.calibration_steps()).unwrap_or(100).min(99)
     }
 
     /// Whether the sensor's values are known to be wrong at present.
     #[must_use]
     pub fn is_faulty(&self, sensor: usize) -> bool {
-        self.core.faults.is_frozen(sensor)
+        self.core.faults.is_frozen(sensor) || self.core.judge.drifting() == Some(sensor)
     }
 }
 

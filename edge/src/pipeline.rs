@@ -364,6 +364,7 @@ impl Pipeline {
         let machine = &mut self.machines[ix].machine;
         match command {
             CommandKind::OutOfService { out, .. } => machine.set_out_of_service(*out),
+            CommandKind::AcceptNewNormal { .. } => machine.accept_new_normal(now, &mut pending.write.records),
             _ => machine.recalibrate(now, &mut pending.write.records),
         }
         self.save(ix, &mut pending)?;

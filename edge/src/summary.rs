@@ -354,6 +354,17 @@ impl Machine {
         }
     }
 
+    /// What the machine shows now is normal from now on.
+    pub fn accept_new_normal(&mut self, now: Now, records: &mut Vec<(Lane, Record)>) {
+        let at = self.window.latest().unwrap_or(now.wall);
+        let mut events = Vec::new();
+        self.detector.accept_new_normal(at, &mut events);
+        let clock = self.clock(now);
+        for kind in events {
+            self.tell_event(kind, at, clock, records);
+        }
+    }
+
     /// Goes on under other settings, as after a restart with them, and without forgetting a reading.
     pub fn reconfigure(&mut self, settings: Arc<MachineSettings>, now: Now, records: &mut Vec<(Lane, Record)>) {
         let periods = settings.periods;

@@ -354,6 +354,12 @@ impl Window {
         self.close_next_before(last.plus_us(self.periods.interval_us))
     }
 
+    /// The same, up to the end of the latest step.
+    pub fn close_next_of_all_steps(&mut self) -> Option<(Option<Step>, Option<Interval>)> {
+        let last = self.latest.floor(self.periods.step_us);
+        self.close_next_before(last.plus_us(self.periods.step_us))
+    }
+
     fn close_next_before(&mut self, watermark: Timestamp) -> Option<(Option<Step>, Option<Interval>)> {
         if !self.is_due_before(watermark) {
             return None;

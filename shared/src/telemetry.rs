@@ -99,6 +99,28 @@ pub enum DetectorState {
     Anomalous,
     /// It cannot judge: too few usable sensors.
     Blind,
+    /// Calibration refused what it saw, and goes on with newer values.
+    Uncalibrated {
+        reason: Uncalibrated,
+    },
+}
+
+/// Why calibration refused what it saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Uncalibrated {
+    /// Too few sensors moved, or had values, to judge by.
+    TooFew { constant: u16, missing: u16, of: u16 },
+    /// The machine changed from one state to another, so that nothing was usual.
+    Unsteady { sensors: u16, of: u16 },
+}
+
+/// How long a machine has until its health is 0 %, if its wear goes on as it did: seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Remaining {
+    pub likely_s: f32,
+    /// Four times out of five it is between these two.
+    pub low_s: f32,
+    pub high_s: f32,
 }
 
 /// What the detector says of a machine.
@@ -110,6 +132,8 @@ pub struct Verdict {
     /// 0 (worst) to 100. `None` while nothing is judged.
     pub health_percent: Option<f32>,
     pub mode: Mode,
+    /// `None` without a trend.
+    pub remaining: Option<Remaining>,
 }
 
 /// Whether the times in a record were read from a clock that was known to be right.
@@ -214,12 +238,24 @@ pub struct SensorFault {
     pub active: bool,
 }
 
+/// A machine that has been steady for long at another level than it was calibrated at: is this its new normal?
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NormalShift {
+    /// When the anomaly opened of which it came.
+    pub since: Timestamp,
+    /// Which sensors stand elsewhere, by position in the catalog; they sum to one.
+    pub shares: Vec<f32>,
+    /// False when the question is settled: it was accepted, or the machine is back.
+    pub active: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum EventKind {
     AnomalyOpened(Anomaly),
     AnomalyUpdated(Anomaly),
     AnomalyClosed(Anomaly),
     SensorFault(SensorFault),
+    NormalShifted(NormalShift),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -284,6 +320,7 @@ impl Record {
                         a.window = None;
                     }
                     EventKind::SensorFault(fault) => fault.since = Timestamp(0),
+                    EventKind::NormalShifted(shift) => shift.since = Timestamp(0),
                 }
             }
             _ => {}

@@ -9,13 +9,14 @@ use uuid::Uuid;
 use super::{Store, StoreError, gateways_read::enrolment, words::Word};
 use crate::views::{
     self, Connection, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
-    machine::{GroupSensor, MergeRefused, MergedMachine, connection, may_merge, state, union_of_sensors},
+    machine::{GroupSensor, MergeRefused, MergedMachine, Remaining, connection, may_merge, state, union_of_sensors},
 };
 
 /// One row for each shown machine `m`; `live` is the one of its group that was heard last.
 const SELECT: &str = "
     SELECT m.id, m.gateway_id, g.name AS gateway_name, m.name, m.display_name, m.ignored, m.merged_into,
-           m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.score, live.health_percent,
+           m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.detector_note,
+           live.remaining_likely_s, live.remaining_low_s, live.remaining_high_s, live.score, live.health_percent,
            live.mode, live.last_reading_at, live.model, live.interval_ms AS live_interval_ms,
            lg.state AS gateway_state, lg.last_seen_at,
            (SELECT count(DISTINCT s.name) FROM machines p JOIN sensors s ON s.machine_id = p.id
@@ -100,7 +101,8 @@ pub async fn live(
     let client = store.client().await?;
     let statement = client
         .prepare_cached(
-            "SELECT m.id, m.interval_ms, m.detector, m.calibration_percent, m.score, m.health_percent, m.mode,
+            "SELECT m.id, m.interval_ms, m.detector, m.calibration_percent, m.detector_note,
+                    m.remaining_likely_s, m.remaining_low_s, m.remaining_high_s, m.score, m.health_percent, m.mode,
                     m.last_reading_at, m.last_values, g.state AS gateway_state, g.last_seen_at,
                     EXISTS (SELECT FROM machines p WHERE p.merged_into = m.id) AS has_parts
              FROM machines m JOIN gateways g ON g.id = m.gateway_id
@@ -135,6 +137,8 @@ fn live_alone(row: &Row, now: Timestamp, patience: Patience) -> Result<MachineLi
         score: row.try_get("score")?,
         detector,
         calibration_percent: row.try_get("calibration_percent")?,
+        detector_note: row.try_get("detector_note")?,
+        remaining: remaining(row)?,
         mode,
         last_reading_at: row.try_get("last_reading_at")?,
         connection,
@@ -328,6 +332,8 @@ fn machine(row: &Row, now: Timestamp, patience: Patience) -> Result<Machine, Sto
         score: row.try_get("score")?,
         detector,
         calibration_percent: row.try_get("calibration_percent")?,
+        detector_note: row.try_get("detector_note")?,
+        remaining: remaining(row)?,
         mode,
         last_reading_at: row.try_get("last_reading_at")?,
         connection,
@@ -337,6 +343,13 @@ fn machine(row: &Row, now: Timestamp, patience: Patience) -> Result<Machine, Sto
         alarm,
         model: row.try_get("model")?,
     })
+}
+
+fn remaining(row: &Row) -> Result<Option<Remaining>, StoreError> {
+    let figures: [Option<f32>; 3] =
+        [row.try_get("remaining_likely_s")?, row.try_get("remaining_low_s")?, row.try_get("remaining_high_s")?];
+    let [Some(likely_s), Some(low_s), Some(high_s)] = figures else { return Ok(None) };
+    Ok(Some(Remaining { likely_s, low_s, high_s }))
 }
 
 fn connection_of(row: &Row, interval_ms: i32, now: Timestamp, patience: Patience) -> Result<Connection, StoreError> {

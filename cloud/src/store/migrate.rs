@@ -9,9 +9,10 @@ use sha2::{Digest as _, Sha256};
 use super::{Store, StoreError};
 
 /// Number, name and text of every step, in their order.
-const STEPS: [(i32, &str, &str); 2] = [
+const STEPS: [(i32, &str, &str); 3] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "commands", include_str!("../../migrations/0002_commands.sql")),
+    (3, "detection", include_str!("../../migrations/0003_detection.sql")),
 ];
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).
 const LOCK: i64 = 0x67_65_6d_62_61;

@@ -25,11 +25,27 @@ pub async fn update(
     rows: &[StateRow],
 ) -> Result<(), StoreError> {
     try_join_all(rows.iter().map(async |row| {
-        let Judged { detector, calibration_percent, score, health_percent, mode, .. } = &row.judged;
+        let Judged { detector, calibration_percent, note, score, health_percent, mode, remaining, .. } = &row.judged;
+        let remaining = remaining.map(|life| (life.likely_s, life.low_s, life.high_s));
+        let (likely_s, low_s, high_s) =
+            (remaining.map(|life| life.0), remaining.map(|life| life.1), remaining.map(|life| life.2));
         client
             .execute(
                 statement,
-                &[&row.machine, &row.at, detector, calibration_percent, score, health_percent, mode, &row.values],
+                &[
+                    &row.machine,
+                    &row.at,
+                    detector,
+                    calibration_percent,
+                    score,
+                    health_percent,
+                    mode,
+                    &row.values,
+                    note,
+                    &likely_s,
+                    &low_s,
+                    &high_s,
+                ],
             )
             .await
     }))
@@ -40,7 +56,8 @@ pub async fn update(
 /// The statement of [`update`]. A state from the future (a gateway's clock was ahead) gives way to any.
 pub const UPDATE: &str = "
     UPDATE machines SET last_reading_at = $2, detector = $3, calibration_percent = $4, score = $5,
-                        health_percent = $6, mode = $7, last_values = $8
+                        health_percent = $6, mode = $7, last_values = $8, detector_note = $9,
+                        remaining_likely_s = $10, remaining_low_s = $11, remaining_high_s = $12
     WHERE id = $1 AND (last_reading_at IS NULL OR last_reading_at <= $2 OR last_reading_at > now() + interval '2 minutes')";
 
 impl Store {

@@ -20,6 +20,8 @@ pub enum Detector {
     Watching,
     Anomalous,
     Blind,
+    /// Calibration refused what it saw; `detector_note` says why.
+    Uncalibrated,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -47,9 +49,19 @@ pub enum MachineState {
     Ok,
     Anomalous,
     Calibrating,
+    Uncalibrated,
     Blind,
     Silent,
     GatewayOffline,
+}
+
+/// How long a machine has until its health is 0 %, if its wear goes on as it did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
+pub struct Remaining {
+    pub likely_s: f32,
+    /// Four times out of five it is between these two.
+    pub low_s: f32,
+    pub high_s: f32,
 }
 
 /// The most severe open alarm of a machine.
@@ -76,6 +88,10 @@ pub struct Machine {
     pub score: Option<f32>,
     pub detector: Detector,
     pub calibration_percent: Option<i16>,
+    /// Why the machine is not calibrated.
+    pub detector_note: Option<String>,
+    /// `null` without a trend.
+    pub remaining: Option<Remaining>,
     pub mode: Mode,
     pub last_reading_at: Option<Timestamp>,
     pub connection: Connection,
@@ -125,6 +141,10 @@ pub struct MachineLive {
     pub score: Option<f32>,
     pub detector: Detector,
     pub calibration_percent: Option<i16>,
+    /// Why the machine is not calibrated.
+    pub detector_note: Option<String>,
+    /// `null` without a trend.
+    pub remaining: Option<Remaining>,
     pub mode: Mode,
     pub last_reading_at: Option<Timestamp>,
     pub connection: Connection,
@@ -142,6 +162,8 @@ impl MachineLive {
             score: machine.score,
             detector: machine.detector,
             calibration_percent: machine.calibration_percent,
+            detector_note: machine.detector_note.clone(),
+            remaining: machine.remaining,
             mode: machine.mode,
             last_reading_at: machine.last_reading_at,
             connection: machine.connection,
@@ -180,6 +202,7 @@ pub const fn state(connection: Connection, detector: Detector) -> MachineState {
         (Connection::Live, Detector::Watching) => MachineState::Ok,
         (Connection::Live, Detector::Anomalous) => MachineState::Anomalous,
         (Connection::Live, Detector::Blind) => MachineState::Blind,
+        (Connection::Live, Detector::Uncalibrated) => MachineState::Uncalibrated,
     }
 }
 

@@ -7,7 +7,7 @@ use gemba_cloud::{
 };
 use gemba_shared::{
     message::{Batch, Epoch},
-    telemetry::{EventKind, Gap, GapReason, Record, SensorFault, SensorFaultKind, Timestamp},
+    telemetry::{EventKind, Gap, GapReason, NormalShift, Record, SensorFault, SensorFaultKind, Timestamp},
 };
 
 use crate::{
@@ -169,6 +169,14 @@ async fn an_anomaly_becomes_an_alarm_and_its_end_lets_it_return() {
         rows(&store, "SELECT closed_at IS NOT NULL, score, score_max, shares FROM anomalies").await,
         "t 0.5 3 {0.2,0.8}"
     );
+
+    let shift = |active| NormalShift { since: ago(900), shares: vec![0.2, 0.8], active };
+    send(vec![event("m", ago(34), EventKind::NormalShifted(shift(true)))]).await;
+    let shifts = "SELECT state, message FROM alarms WHERE condition = 'normal_shifted'";
+    let question = "It is steady at another level (b 80 %, a 20 %). New normal? Accept it, or have the cause removed";
+    assert_eq!(rows(&store, shifts).await, format!("unacknowledged {question}"));
+    send(vec![event("m", ago(32), EventKind::NormalShifted(shift(false)))]).await;
+    assert_eq!(rows(&store, shifts).await, format!("returned_unacknowledged {question}"));
 
     let fault = |active| SensorFault { sensor: 1, kind: SensorFaultKind::Frozen, since: ago(45), active };
     send(vec![event("m", ago(30), EventKind::SensorFault(fault(true)))]).await;

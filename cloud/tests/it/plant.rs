@@ -165,7 +165,13 @@ pub(crate) fn summary(name: &str, start: Timestamp, values: &[f64]) -> Record {
 }
 
 pub(crate) fn verdict() -> Verdict {
-    Verdict { detector: DetectorState::Watching, score: Some(0.5), health_percent: Some(97.0), mode: Mode::Running }
+    Verdict {
+        detector: DetectorState::Watching,
+        score: Some(0.5),
+        health_percent: Some(97.0),
+        mode: Mode::Running,
+        remaining: None,
+    }
 }
 
 pub(crate) fn event(name: &str, at: Timestamp, kind: EventKind) -> Record {

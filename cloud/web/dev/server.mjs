@@ -56,7 +56,7 @@ function stateOf(machine, now) {
   const judged = !traits.calibrating && !traits.blind;
   return {
     id: machine.id, health_percent: judged ? plant.healthAt(machine, last, STARTED) : null, score: judged ? plant.scoreAt(machine, last, STARTED) : null,
-    detector, calibration_percent: traits.calibrating ? Math.min(99, 62 + Math.floor((now - STARTED) / 20_000)) : null, mode: traits.silent ? "unknown" : "running",
+    detector, calibration_percent: traits.calibrating ? Math.min(99, 62 + Math.floor((now - STARTED) / 20_000)) : null, detector_note: null, remaining: null, mode: traits.silent ? "unknown" : "running",
     last_reading_at: plant.iso(last), connection,
     state: connection !== "live" ? connection : detector === "watching" ? "ok" : detector,
   };

@@ -1,4 +1,4 @@
-//! What a backtest writes: a line for each step, and a summary for each file.
+//! What a backtest writes: a line for each row, and a summary for each file.
 
 use std::{
     collections::BTreeMap,
@@ -14,12 +14,12 @@ use gemba_shared::{
     telemetry::{SensorFaultKind, Timestamp},
 };
 
-use super::score::Confusion;
+use super::score::Score;
 
 /// Sensors whose share is below this are left out of a line.
 const SHARE_MIN: f32 = 0.01;
 
-/// One step.
+/// How things stood after a row.
 pub(super) struct Line<'a> {
     pub at: Timestamp,
     pub score: Option<f32>,
@@ -30,7 +30,7 @@ pub(super) struct Line<'a> {
     pub faults: &'a BTreeMap<usize, SensorFaultKind>,
 }
 
-/// A CSV file of steps: `time,score,alarm,calibrating,sensors,sensor_fault`.
+/// A CSV file of rows: `time,score,alarm,calibrating,sensors,sensor_fault`.
 pub(super) struct Lines {
     path: PathBuf,
     out: BufWriter<File>,
@@ -79,33 +79,54 @@ pub(super) struct Alarm {
     pub score_max: f32,
 }
 
+/// Rows of a recording.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counted {
+    pub all: u64,
+    pub calibrating: u64,
+    /// After which there was a score.
+    pub judged: u64,
+    pub in_alarm: u64,
+    /// With a time that is not after all before it.
+    pub not_in_order: u64,
+    /// Of which no value was taken.
+    pub empty: u64,
+}
+
 /// One file.
 pub(super) struct Summary {
     pub file: String,
     pub judge: String,
     pub step_us: i64,
-    pub rows: u64,
-    pub steps: u64,
-    pub calibration_steps: u64,
+    /// The usual distance of two rows.
+    pub sampled_us: i64,
+    pub rows: Counted,
+    /// Why nothing could be judged.
+    pub refused: Option<String>,
     pub alarms: Vec<Alarm>,
-    pub confusion: Confusion,
+    /// How often a person would have been asked whether this is the new normal.
+    pub shifts: u64,
+    pub score: Score,
     /// What could not be read; empty for nothing.
     pub skipped: String,
 }
 
 impl Summary {
     pub(super) fn text(&self) -> String {
+        let rows = &self.rows;
+        let seconds = |rows: u64| rows as f64 * self.sampled_us as f64 / 1e6;
         let mut text = format!(
-            "{}: {} rows, {} steps of {} s, the first {} to calibrate, judged by {}",
+            "{}: {} rows, {} s in calibration, {} s in alarm ({} alarms); a step is {} s, judged by {}",
             self.file,
-            self.rows,
-            self.steps,
+            rows.all,
+            seconds(rows.calibrating),
+            seconds(rows.in_alarm),
+            self.alarms.len(),
             self.step_us as f64 / 1e6,
-            self.calibration_steps,
             self.judge
         );
-        if self.calibration_steps == self.steps {
-            text += "\n  too short: nothing was judged";
+        if let Some(reason) = self.why_not() {
+            text = text + "\n  nothing was judged: " + &reason;
         }
         for alarm in &self.alarms {
             let end = alarm.end.map_or_else(|| "the end".into(), time);
@@ -113,13 +134,29 @@ impl Summary {
             write!(text, "\n  alarm {} to {end}, led by {lead}, score up to {:.2}", time(alarm.start), alarm.score_max)
                 .expect("a String takes everything");
         }
-        if !self.confusion.is_empty() {
-            text = text + "\n  " + &self.confusion.text();
+        if !self.score.is_empty() {
+            text = text + "\n  " + &self.score.text();
+        }
+        for (count, what) in [
+            (rows.not_in_order, "rows with a time that is not after all before"),
+            (rows.empty, "rows without a value that could be taken"),
+        ] {
+            if count > 0 {
+                write!(text, "\n  {count} {what}").expect("a String takes everything");
+            }
         }
         if !self.skipped.is_empty() {
             text = text + "\n  " + &self.skipped;
         }
         text
+    }
+
+    /// Why there is no score at all, if there is none.
+    fn why_not(&self) -> Option<String> {
+        if self.rows.judged > 0 {
+            return None;
+        }
+        Some(self.refused.clone().unwrap_or_else(|| "the recording ends before calibration does".into()))
     }
 
     pub(super) fn json(&self) -> String {
@@ -131,15 +168,21 @@ impl Summary {
                 "score_max": alarm.score_max,
             })
         };
+        let seconds = |rows: u64| rows as f64 * self.sampled_us as f64 / 1e6;
         serde_json::json!({
             "file": self.file,
             "judge": self.judge,
             "step_s": self.step_us as f64 / 1e6,
-            "rows": self.rows,
-            "steps": self.steps,
-            "calibration_steps": self.calibration_steps,
+            "rows": self.rows.all,
+            "rows_judged": self.rows.judged,
+            "rows_not_in_order": self.rows.not_in_order,
+            "rows_empty": self.rows.empty,
+            "calibrating_s": seconds(self.rows.calibrating),
+            "in_alarm_s": seconds(self.rows.in_alarm),
+            "not_judged": self.why_not(),
+            "new_normal_asked": self.shifts,
             "alarms": self.alarms.iter().map(alarm).collect::<Vec<_>>(),
-            "labels": if self.confusion.is_empty() { None } else { Some(self.confusion.json()) },
+            "labels": if self.score.is_empty() { None } else { Some(self.score.json()) },
             "skipped": self.skipped,
         })
         .to_string()

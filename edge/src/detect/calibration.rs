@@ -1,20 +1,27 @@
-//! What a machine's calibration learns of it.
+//! What a machine's calibration learns of it, and when it refuses to.
 //!
-//! The threshold comes from data that was not learnt from: the first two thirds of the steps say what is usual, the last
-//! third is judged by that, and the threshold is 1.5 × the 99th percentile of its scores (for the baseline at least 2: two
-//! usual spreads). Then all steps are learnt from. Thus a machine that is restless in calibration gets a high
-//! threshold, and a fault that is there in calibration is taken for normal.
+//! Each sensor's noise and wandering (`levels.rs`), and how they move together: by a model where there is one, else by the built-in
+//! pattern. Limits come from data that were held back. A model is given the machine as the levels see it: each value as its
+//! deviation from the centre of that moment, put back on the centre at which calibration ended, so that a machine that drifts
+//! slowly does not leave what the model remembers. The first two thirds of the steps are the model's memory, the last third
+//! gives its threshold: 1.5 × the 99th percentile of the raw scores.
+//!
+//! Refused are data in which too few sensors moved at all, or most changed from one level to another: the machine was off, or
+//! changing. Calibration then goes on with newer steps.
 
+use gemba_shared::telemetry::Uncalibrated;
+use nalgebra::{DMatrix, SymmetricEigen};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    baseline::{Baseline, Smooth},
+    drift::Belonging,
+    levels::{self, Levels, Usual},
     model::{Calibrated, Model, ModelError},
+    pattern::{self, Limit, Pattern},
 };
 
 const QUANTILE: f64 = 0.99;
 const MARGIN: f32 = 1.5;
-const BASELINE_THRESHOLD_MIN: f32 = 2.0;
 
 /// Steps of a calibration that is under way.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,8 +69,11 @@ impl Rows {
         self.values.chunks_exact(self.width.max(1))
     }
 
-    fn columns(&self, rows: usize) -> Vec<Vec<f32>> {
-        (0..self.width).map(|column| self.iter().take(rows).map(|row| row[column]).collect()).collect()
+    /// Forgets the oldest rows, up to half of them: calibration goes on with newer ones.
+    pub fn forget_half(&mut self) {
+        let kept = self.len() - self.len() / 2;
+        let values = self.values.split_off(self.values.len() - kept * self.width);
+        (self.values, self.unsaved) = (values, 0);
     }
 
     /// The rows from the first unsaved on, in blocks: (number of the block, its rows). They count as saved from now on.
@@ -94,9 +104,13 @@ impl Rows {
 /// What is normal for a machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Learnt {
-    pub baseline: Baseline,
-    /// Where a model judges.
+    pub usual: Usual,
+    /// Where enough sensors move.
+    pub pattern: Option<Pattern>,
+    /// Where a model judges in the pattern's place, for as long as it is there.
     pub model: Option<LearntModel>,
+    /// Where some sensors predict others.
+    pub belonging: Option<Belonging>,
 }
 
 /// What a model is given of a machine.
@@ -105,12 +119,16 @@ pub struct LearntModel {
     /// The model's name and version.
     pub name: String,
     /// The catalog positions of its channels.
-    channels: Vec<u16>,
+    pub channels: Vec<u16>,
     mean: Vec<f32>,
     scale: Vec<f32>,
     /// Empty while `ready` has it: it is the bulk of a machine's memory.
     memory: Vec<f32>,
+    loadings: Vec<f32>,
+    eigenvalues: Vec<f32>,
     pub threshold: f32,
+    /// Of the raw score's square.
+    pub limit: Limit,
     /// Made again after a restart.
     #[serde(skip)]
     ready: Option<Ready>,
@@ -123,93 +141,121 @@ struct Ready {
 }
 
 impl Learnt {
-    /// Learns from all rows; see the head of this file.
-    #[must_use]
-    pub fn from_rows(rows: &Rows, model: Option<&Model>) -> Self {
-        let held_back = rows.len() - rows.len() / 3;
-        let first = Baseline::from_columns(&rows.columns(held_back));
-        let mut smooth = Smooth::default();
-        let scores = rows.iter().map(|row| smooth.push(row)).skip(held_back);
-        let scores = scores.filter_map(|row| Some(first.judge(&first.median, &row)?.0)).collect();
-        let mut baseline = Baseline::from_columns(&rows.columns(rows.len()));
-        baseline.threshold = threshold(scores).max(BASELINE_THRESHOLD_MIN);
-        let left_out: Vec<usize> = (0..baseline.scale.len()).filter(|ix| !baseline.is_usable(*ix)).collect();
+    /// Learns from all rows, and says where the machine stands at their end.
+    ///
+    /// # Errors
+    /// If there is nothing to judge by.
+    pub fn from_rows(rows: &Rows, model: Option<&Model>) -> Result<(Self, Levels), Uncalibrated> {
+        let width = rows.width();
+        let all: Vec<&[f32]> = rows.iter().collect();
+        let levels::Calibrated { usual, levels, deviations, slow, changed, constant } = levels::calibrate(&all, width);
+        let (of, usable) = (count(width), usual.usable());
+        if usable == 0 || (usable * 2 < width && usable < SENSORS_ENOUGH) {
+            let constant = count(constant);
+            return Err(Uncalibrated::TooFew { constant, missing: of - constant - count(usable), of });
+        }
+        if changed * 2 > usable {
+            return Err(Uncalibrated::Unsteady { sensors: count(changed), of });
+        }
+        let left_out: Vec<usize> = (0..width).filter(|ix| !usual.is_usable(*ix)).collect();
         if !left_out.is_empty() {
             tracing::info!(?left_out, "sensors that never moved, or were mostly away, are not judged");
         }
-        let model = model.and_then(|model| match LearntModel::from_rows(rows, held_back, &first, &baseline, model) {
-            Ok(learnt) => learnt,
-            Err(error) => {
-                tracing::warn!(%model, %error, "the model cannot be calibrated for a machine: the baseline judges");
-                None
+        let channels: Vec<u16> = (0..of)
+            .filter(|ix| usual.is_usable(usize::from(*ix)) && !slow.get(usize::from(*ix)).copied().unwrap_or(true))
+            .collect();
+        let bounded: Vec<f32> = deviations
+            .chunks_exact(width)
+            .flat_map(|row| channels.iter().map(|ix| usual.bounded(usize::from(*ix), row[usize::from(*ix)])))
+            .collect();
+        let bounded = pattern::Rows { values: &bounded, width: channels.len() };
+        let learnt = model.filter(|_| !channels.is_empty()).and_then(|model| {
+            match LearntModel::from_rows(bounded, &channels, &usual, model) {
+                Ok(learnt) => learnt,
+                Err(error) => {
+                    tracing::warn!(%model, %error, "the model cannot be calibrated for a machine: the built-in pattern judges");
+                    None
+                }
             }
         });
-        Self { baseline, model }
+        let belonging = Belonging::calibrate(bounded, &channels);
+        let pattern = Pattern::calibrate(bounded, channels);
+        Ok((Self { usual, pattern, model: learnt, belonging }, levels))
+    }
+
+    /// What all sensors together are compared with.
+    pub(super) fn limit(&self, by_model: bool) -> Option<Limit> {
+        let of_model = self.model.as_ref().filter(|_| by_model).map(|model| model.limit);
+        of_model.or(self.pattern.as_ref().map(|pattern| pattern.limit))
+    }
+
+    /// What is written out.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let model = self.model.as_ref().map(LearntModel::whole);
+        postcard::to_stdvec(&Self { model, ..self.clone() }).unwrap_or_default()
     }
 }
 
-impl Learnt {
-    /// What is written out.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let whole = Self { baseline: self.baseline.clone(), model: self.model.as_ref().map(LearntModel::whole) };
-        postcard::to_stdvec(&whole).unwrap_or_default()
-    }
+/// So many usable sensors are enough, however many others are of no use.
+const SENSORS_ENOUGH: usize = 3;
+
+fn count(sensors: usize) -> u16 {
+    u16::try_from(sensors).unwrap_or(u16::MAX)
 }
 
 impl LearntModel {
-    /// `None` if there is nothing to judge, or the model gives no score that a threshold could be made of.
+    /// `None` if the model gives no score that a threshold could be made of.
     fn from_rows(
-        rows: &Rows,
-        held_back: usize,
-        first: &Baseline,
-        all: &Baseline,
+        rows: pattern::Rows<'_>,
+        channels: &[u16],
+        usual: &Usual,
         model: &Model,
     ) -> Result<Option<Self>, ModelError> {
-        let channels: Vec<u16> = (0..).zip(&all.scale).filter(|(_, scale)| **scale > 0.0).map(|(ix, _)| ix).collect();
-        let both = |ix: &u16| first.is_usable(usize::from(*ix));
-        let channels: Vec<u16> = channels.into_iter().filter(both).collect();
-        if channels.is_empty() {
-            return Ok(None);
-        }
-        let width = channels.len();
-        let mut learnt = Self::of(model, channels, rows.iter().take(held_back), held_back, first);
+        let held_back = rows.len() - rows.len() / 3;
+        let mut learnt = Self::of(rows, held_back, channels, usual, model);
         learnt.prepare(model)?;
-        let all_rows: Vec<&[f32]> = rows.iter().collect();
         let mut scores = Vec::new();
-        for end in held_back..=all_rows.len() {
-            let begin = end.saturating_sub(model.steps());
-            if begin >= held_back
-                && let Some(window) = learnt.window(model.steps(), all_rows[begin..end].iter().copied())
-            {
-                scores.push(learnt.judge(&window, rows.width())?.0);
-            }
+        for end in held_back + model.steps()..=rows.len() {
+            let recent = rows.iter().take(end).skip(end - model.steps());
+            scores.push(learnt.judge(recent)?.0);
         }
+        let level = scores.iter().map(|score| score * score).sum::<f32>() / scores.len().max(1) as f32;
         let threshold = threshold(scores);
         if threshold <= 0.0 {
             return Ok(None);
         }
-        let mut learnt = Self::of(model, learnt.channels, rows.iter(), rows.len(), all);
-        debug_assert_eq!(learnt.mean.len(), width);
-        learnt.threshold = threshold;
+        let mut learnt = Self::of(rows, rows.len(), channels, usual, model);
+        (learnt.threshold, learnt.limit) = (threshold, Limit { limit: threshold * threshold, level });
         learnt.prepare(model)?;
         Ok(Some(learnt))
     }
 
-    fn of<'a>(
-        model: &Model,
-        channels: Vec<u16>,
-        rows: impl Iterator<Item = &'a [f32]>,
-        count: usize,
-        usual: &Baseline,
-    ) -> Self {
-        let pick = |of: &[f32]| -> Vec<f32> { channels.iter().map(|ix| of[usize::from(*ix)]).collect() };
-        let (mean, scale) = (pick(&usual.median), pick(&usual.scale));
-        let rows: Vec<&[f32]> = rows.collect();
+    fn of(rows: pattern::Rows<'_>, until: usize, channels: &[u16], usual: &Usual, model: &Model) -> Self {
+        let mean: Vec<f32> = channels.iter().map(|ix| usual.centre[usize::from(*ix)] as f32).collect();
+        let scale: Vec<f32> =
+            channels.iter().map(|ix| usual.noise[usize::from(*ix)] * usual.size[usize::from(*ix)]).collect();
+        let begin = levels::WARM_UP.min(until / 2);
+        let known: Vec<&[f32]> = rows.iter().take(until).skip(begin).collect();
         let wanted = model.memory_rows();
         // Evenly over the calibration; a row comes twice where there are too few.
-        let chosen = (0..wanted).map(|n| rows[n * count / wanted.max(1)]);
-        let memory = chosen.flat_map(|row| fill(&channels, &mean, row)).collect();
-        Self { name: model.to_string(), channels, mean, scale, memory, threshold: 1.0, ready: None }
+        let chosen = (0..wanted).map(|n| known[n * known.len() / wanted.max(1)]);
+        let value =
+            |row: &[f32]| row.iter().zip(&mean).zip(&scale).map(|((z, mean), scale)| mean + z * scale).collect();
+        let memory = chosen.flat_map(|row| -> Vec<f32> { value(row) }).collect();
+        let (loadings, eigenvalues) = components(&known, channels.len(), model.components());
+        let (name, channels) = (model.to_string(), channels.to_vec());
+        Self {
+            name,
+            channels,
+            mean,
+            scale,
+            memory,
+            loadings,
+            eigenvalues,
+            threshold: 1.0,
+            limit: Limit { limit: 1.0, level: 1.0 },
+            ready: None,
+        }
     }
 
     /// Makes it ready to judge, with the model it was learnt for.
@@ -218,8 +264,13 @@ impl LearntModel {
     /// If tract refuses the graph for so many channels.
     pub(super) fn prepare(&mut self, model: &Model) -> Result<(), ModelError> {
         let plan = model.plan(self.channels.len())?;
-        let memory = std::mem::take(&mut self.memory);
-        let calibrated = Calibrated { mean: self.mean.clone(), scale: self.scale.clone(), memory };
+        let calibrated = Calibrated {
+            mean: self.mean.clone(),
+            scale: self.scale.clone(),
+            memory: std::mem::take(&mut self.memory),
+            loadings: std::mem::take(&mut self.loadings),
+            eigenvalues: std::mem::take(&mut self.eigenvalues),
+        };
         self.ready = Some(Ready { plan, calibrated: calibrated.into() });
         Ok(())
     }
@@ -229,41 +280,48 @@ impl LearntModel {
         let mut whole = self.clone();
         if let Some(ready) = whole.ready.take() {
             whole.memory.clone_from(&ready.calibrated.memory);
+            whole.loadings.clone_from(&ready.calibrated.loadings);
+            whole.eigenvalues.clone_from(&ready.calibrated.eigenvalues);
         }
         whole
     }
 
-    /// The model's window of the last `steps` of these rows; `None` if there are not enough.
-    pub(super) fn window<'a>(
-        &self,
-        steps: usize,
-        rows: impl DoubleEndedIterator<Item = &'a [f32]> + ExactSizeIterator,
-    ) -> Option<Vec<f32>> {
-        let skipped = rows.len().checked_sub(steps)?;
-        Some(rows.skip(skipped).flat_map(|row| fill(&self.channels, &self.mean, row)).collect())
-    }
-
-    /// The raw score, and each sensor's share (of `width` sensors).
-    pub(super) fn judge(&self, window: &[f32], width: usize) -> Result<(f32, Vec<f32>), ModelError> {
+    /// The raw score of a window of bounded deviations, the newest last, and each channel's share.
+    pub(super) fn judge<'a>(&self, recent: impl Iterator<Item = &'a [f32]>) -> Result<(f32, Vec<f32>), ModelError> {
         let Some(ready) = &self.ready else {
             return Err(ModelError::Run { message: "it is not the model that was calibrated".into() });
         };
-        let mut contribution = vec![0.0; self.channels.len()];
-        let score = ready.plan.judge(window, &ready.calibrated, &mut contribution)?;
-        let mut shares = vec![0.0; width.max(self.channels.last().map_or(0, |last| usize::from(*last) + 1))];
-        for (ix, share) in self.channels.iter().zip(contribution) {
-            shares[usize::from(*ix)] = share;
-        }
+        let value =
+            |row: &'a [f32]| row.iter().zip(&self.mean).zip(&self.scale).map(|((z, mean), scale)| mean + z * scale);
+        let window: Vec<f32> = recent.flat_map(value).collect();
+        let mut shares = vec![0.0; self.channels.len()];
+        let score = ready.plan.judge(&window, &ready.calibrated, &mut shares)?;
         Ok((score, shares))
     }
 }
 
-/// A row's values of these channels; the usual one where it has none.
-fn fill(channels: &[u16], mean: &[f32], row: &[f32]) -> Vec<f32> {
-    let value =
-        |(ix, mean): (&u16, &f32)| row.get(usize::from(*ix)).copied().filter(|v| v.is_finite()).unwrap_or(*mean);
-    channels.iter().zip(mean).map(value).collect()
+/// The directions along which rows vary most, a row of `wanted` figures for each channel, and the variances along them.
+fn components(rows: &[&[f32]], width: usize, wanted: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut loadings = vec![0.0; width * wanted];
+    let mut eigenvalues = vec![1.0; wanted];
+    if wanted == 0 || rows.is_empty() {
+        return (loadings, eigenvalues);
+    }
+    let table = DMatrix::from_fn(rows.len(), width, |row, column| f64::from(rows[row][column]));
+    let eigen = SymmetricEigen::new(table.transpose() * &table / rows.len() as f64);
+    let mut order: Vec<usize> = (0..width).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+    for (k, from) in order.into_iter().take(wanted).enumerate() {
+        // A direction in which nothing moved cannot be divided by.
+        eigenvalues[k] = eigen.eigenvalues[from].max(VARIANCE_MIN) as f32;
+        for channel in 0..width {
+            loadings[channel * wanted + k] = eigen.eigenvectors[(channel, from)] as f32;
+        }
+    }
+    (loadings, eigenvalues)
 }
+
+const VARIANCE_MIN: f64 = 1e-3;
 
 fn threshold(mut scores: Vec<f32>) -> f32 {
     if scores.is_empty() {

@@ -5,8 +5,8 @@
 //! at load unless its SHA-256, the names and shapes of its inputs and outputs, and its answers to the golden vectors
 //! are what the folder promises.
 //!
-//! Limits: the constants below; a batch of one; f32; inputs `window [1,T,C]`, `mean [C]`, `scale [C]`, `memory [M,C]`;
-//! outputs `score [1]`, `contribution [1,C]`. The number of channels C is made concrete in a [`Plan`].
+//! Limits: the constants below; a batch of one; f32; inputs `window [1,T,C]`, `mean [C]`, `scale [C]`, `memory [M,C]`,
+//! `loadings [C,K]`, `eigenvalues [K]`; outputs `score [1]`, `contribution [1,C]`. The number of channels C is made concrete in a [`Plan`].
 
 mod golden;
 mod manifest;
@@ -28,12 +28,14 @@ use tract_onnx::prelude::{
 };
 use tract_onnx::tract_hir::infer::Factoid;
 
-use manifest::{Input, Manifest};
+use manifest::{Input, Manifest, Side};
 
 /// The largest graph.
 pub const GRAPH_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 /// The most steps in a window.
 pub const STEPS_MAX: usize = 512;
+/// The most principal components.
+pub const COMPONENTS_MAX: usize = 256;
 /// The most rows that a machine remembers.
 pub const MEMORY_ROWS_MAX: usize = 2_048;
 
@@ -70,7 +72,7 @@ pub enum ModelError {
 }
 
 /// What calibration learnt of one machine. `C` is the number of channels.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Calibrated {
     /// `C` values.
     pub mean: Vec<f32>,
@@ -78,6 +80,11 @@ pub struct Calibrated {
     pub scale: Vec<f32>,
     /// [`Model::memory_rows`] rows of `C` raw values, row after row; may be empty where the model takes none.
     pub memory: Vec<f32>,
+    /// `C` rows of [`Model::components`] values: unit vectors in columns, along which `(x − mean) / scale` varied most in calibration, by
+    /// falling variance; columns beyond the C-th are zero. May be empty where the model takes none.
+    pub loadings: Vec<f32>,
+    /// The variances along them; 1 for a column of zeros.
+    pub eigenvalues: Vec<f32>,
 }
 
 /// A model that has passed its checks.
@@ -91,9 +98,8 @@ pub struct Model {
 /// A model made concrete for a number of channels; shared by all machines that have as many.
 pub struct Plan {
     runnable: Arc<TypedRunnableModel>,
-    inputs: Vec<Input>,
-    steps: usize,
-    memory_rows: usize,
+    /// The inputs in the graph's order, and their shapes.
+    inputs: Vec<(Input, Vec<usize>)>,
     channels: usize,
 }
 
@@ -141,6 +147,12 @@ impl Model {
         self.manifest.memory
     }
 
+    /// The principal components that calibration must find (K); 0 if none.
+    #[must_use]
+    pub const fn components(&self) -> usize {
+        self.manifest.components
+    }
+
     /// The plan for machines of `channels` channels. Made at the first call, which takes milliseconds.
     ///
     /// # Errors
@@ -160,16 +172,15 @@ impl Model {
             return Err(ModelError::Channels { found: channels });
         }
         let refused = |message| ModelError::Graph { path: self.graph_path.clone(), message };
-        let (steps, memory_rows) = (self.manifest.steps, self.manifest.memory);
         let mut inputs = Vec::new();
         let runnable = guarded(|| {
             let mut graph = self.graph.clone();
             for ix in 0..graph.input_outlets()?.len() {
                 let name = graph.node(graph.input_outlets()?[ix].node).name.clone();
                 let input = Input::named(&name).ok_or_else(|| anyhow::anyhow!("it has an unknown input {name:?}"))?;
-                let shape = input.shape(steps, memory_rows, channels);
+                let shape = input.shape(&self.manifest, channels);
                 graph.set_input_fact(ix, InferenceFact::dt_shape(f32::datum_type(), shape.as_slice()))?;
-                inputs.push(input);
+                inputs.push((input, shape));
             }
             graph.into_optimized()?.into_runnable()
         })
@@ -188,7 +199,7 @@ impl Model {
                 return Err(ModelError::Shape { path: self.graph_path.clone(), message });
             }
         }
-        Ok(Plan { runnable, inputs, steps, memory_rows, channels })
+        Ok(Plan { runnable, inputs, channels })
     }
 }
 
@@ -225,20 +236,22 @@ impl Plan {
     pub fn judge(&self, window: &[f32], calibration: &Calibrated, contribution: &mut [f32]) -> Result<f32, ModelError> {
         length("contribution", self.channels, contribution.len())?;
         let mut tensors: TVec<TValue> = tvec!();
-        for &input in &self.inputs {
+        for (input, shape) in &self.inputs {
+            let input = *input;
             let values = match input {
                 Input::Window => window,
                 Input::Mean => &calibration.mean,
                 Input::Scale => &calibration.scale,
                 Input::Memory => &calibration.memory,
+                Input::Loadings => &calibration.loadings,
+                Input::Eigenvalues => &calibration.eigenvalues,
             };
-            let shape = input.shape(self.steps, self.memory_rows, self.channels);
             length(input.name(), shape.iter().product(), values.len())?;
             let usable = |value: &f32| value.is_finite() && (input != Input::Scale || *value > 0.0);
             if !values.iter().all(usable) {
                 return Err(ModelError::Value { what: input.name() });
             }
-            let tensor = Tensor::from_shape(&shape, values).map_err(run_error)?;
+            let tensor = Tensor::from_shape(shape, values).map_err(run_error)?;
             tensors.push(tensor.into());
         }
         let outputs = self.runnable.run(tensors).map_err(run_error)?;
@@ -310,18 +323,20 @@ fn check_input(input: Input, fact: &InferenceFact, manifest: &Manifest) -> Resul
     {
         return Err(format!("its input {name:?} is of {found:?}, not F32"));
     }
-    let expected = input.shape(manifest.steps, manifest.memory, 0);
+    let expected = input.sides(manifest);
     let found: Vec<String> = fact.shape.dims().map(ToString::to_string).collect();
-    // The last dimension is C: a symbol in the graph, made concrete in a plan.
-    let (last, fixed) = expected.split_last().ok_or("an input without dimensions")?;
-    debug_assert_eq!(*last, 0, "C stands last in every input");
-    let agrees = found.len() == expected.len()
-        && fixed.iter().zip(&found).all(|(expected, found)| *found == expected.to_string())
-        && found.last().is_some_and(|channels| channels.parse::<usize>().is_err());
-    if agrees {
+    let side_agrees = |(expected, found): (&Side, &String)| match expected {
+        Side::Fixed(size) => *found == size.to_string(),
+        Side::Channels => found.parse::<usize>().is_err(),
+    };
+    if found.len() == expected.len() && expected.iter().zip(&found).all(side_agrees) {
         return Ok(());
     }
-    let promised: Vec<String> = fixed.iter().map(ToString::to_string).chain(["C".to_owned()]).collect();
+    let text = |side: &Side| match side {
+        Side::Fixed(size) => size.to_string(),
+        Side::Channels => "C".to_owned(),
+    };
+    let promised: Vec<String> = expected.iter().map(text).collect();
     let (found, promised) = (found.join(","), promised.join(","));
     Err(format!("its input {name:?} has the shape [{found}], {MANIFEST_FILE} promises [{promised}]"))
 }

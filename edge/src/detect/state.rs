@@ -6,12 +6,11 @@
 //! | `0x100…` | what calibration learnt, cut into blocks |
 //! | `0x200…` | rows of a calibration that is under way, 25 to a block |
 //!
-//! Each block begins with the serial number of its calibration. The raw steps that events carry are not kept, but for those that a model
-//! looks at: after a restart an event's window begins with it.
+//! Each block begins with the serial number of its calibration. The raw steps that events carry are not kept: after
+//! a restart an event's window begins with it.
 
 use std::collections::BTreeMap;
 
-use gemba_shared::telemetry::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Core, DetectSettings, Detector, Learnt, Rows};
@@ -29,8 +28,6 @@ pub struct CoreState {
     learnt_bytes: u32,
     rows_width: u16,
     rows: u32,
-    /// The rows that a model looks at.
-    history: Vec<(Timestamp, Vec<f32>)>,
 }
 
 impl Detector {
@@ -52,14 +49,11 @@ impl Detector {
                 parts.push((ROWS_PART + number, serial.into_iter().chain(bytes).collect()));
             }
         }
-        let looked_at = self.settings.model.as_ref().map_or(0, |model| model.steps());
-        let skipped = self.history.len().saturating_sub(looked_at);
         CoreState {
             core: self.core.clone(),
             learnt_bytes: if self.learnt.is_some() { self.learnt_bytes } else { 0 },
             rows_width: u16::try_from(width).unwrap_or(u16::MAX),
             rows: u32::try_from(self.rows.len()).unwrap_or(u32::MAX),
-            history: self.history.iter().skip(skipped).map(|(at, row)| (*at, row.to_vec())).collect(),
         }
     }
 
@@ -71,7 +65,6 @@ impl Detector {
         let learnt_bytes = state.learnt_bytes as usize;
         let (width, rows) = (usize::from(state.rows_width), state.rows as usize);
         this.core = state.core;
-        this.history = state.history.into_iter().map(|(at, row)| (at, row.into_boxed_slice())).collect();
         let whole = if learnt_bytes > 0 {
             let learnt = learnt_of(parts, serial, learnt_bytes);
             this.learnt = learnt.and_then(|learnt| this.prepare(learnt));
@@ -96,13 +89,13 @@ impl Detector {
     /// `None` if the model that is to judge has not been calibrated.
     fn prepare(&self, mut learnt: Learnt) -> Option<Learnt> {
         let Some(model) = &self.settings.model else { return Some(learnt) };
-        // Where the baseline was taken although there was a model, the model was tried and found wanting.
+        // Where the built-in pattern was taken although there was a model, the model was tried and found wanting.
         let Some(of_model) = &mut learnt.model else { return Some(learnt) };
         if of_model.name != model.to_string() {
             return None;
         }
         if let Err(error) = of_model.prepare(model) {
-            tracing::warn!(%model, %error, "the model cannot judge a machine: the baseline does");
+            tracing::warn!(%model, %error, "the model cannot judge a machine: levels alone do");
             learnt.model = None;
         }
         Some(learnt)

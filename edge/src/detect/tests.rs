@@ -11,7 +11,8 @@ const SECOND: i64 = 1_000_000;
 /// Sine-like, never quite the same, reproducible.
 fn value(second: i64, sensor: usize) -> f32 {
     let noise = (second.wrapping_mul(2_654_435_761).wrapping_add(sensor as i64 * 97) % 1_000) as f32 / 1_000.0;
-    10.0 * (sensor + 1) as f32 + (second as f32 * 0.3 + sensor as f32).sin() + noise
+    // No sensor tells what another shows.
+    10.0 * (sensor + 1) as f32 + (second as f32 * (0.3 + 0.11 * sensor as f32)).sin() + noise
 }
 
 fn step(second: i64, values: Vec<f32>) -> Step {
@@ -71,7 +72,7 @@ fn it_calibrates_then_stays_quiet_on_what_is_usual() {
 #[test]
 fn a_sensor_that_goes_off_opens_one_anomaly_that_names_it_and_closes_after() {
     let mut run = Run::calibrated();
-    run.go(100, |_, _| {}).go(100, |_, values| values[2] += 8.0).go(100, |_, _| {});
+    run.go(100, |_, _| {}).go(100, |_, values| values[2] += 20.0).go(100, |_, _| {});
     let kinds: Vec<_> = run.events.iter().map(|(second, event)| (*second, event)).collect();
     let (opened_second, EventKind::AnomalyOpened(opened)) = kinds[0] else { panic!("{kinds:?}") };
     assert!((400..420).contains(&opened_second), "{opened_second}");
@@ -89,7 +90,7 @@ fn a_sensor_that_goes_off_opens_one_anomaly_that_names_it_and_closes_after() {
 #[test]
 fn it_does_not_learn_an_anomaly() {
     let mut run = Run::calibrated();
-    run.go(20_000, |_, values| values[1] -= 6.0);
+    run.go(20_000, |_, values| values[1] -= 20.0);
     assert!(run.detector.core.alarm.is_open());
 }
 
@@ -149,12 +150,12 @@ fn a_machine_that_is_off_is_not_judged() {
 #[test]
 fn new_normal_closes_the_anomaly_and_calibrates() {
     let mut run = Run::calibrated();
-    run.go(30, |_, values| values[2] += 8.0);
+    run.go(30, |_, values| values[2] += 20.0);
     let mut events = Vec::new();
     run.detector.recalibrate(Timestamp(330 * SECOND), &mut events);
     assert!(matches!(events[..], [EventKind::AnomalyClosed(_)]));
     run.events.clear();
-    run.go(600, |_, values| values[2] += 8.0);
+    run.go(600, |_, values| values[2] += 20.0);
     assert_eq!(run.events, []);
 }
 
@@ -164,7 +165,8 @@ fn a_detector_goes_on_as_it_was_saved() {
     let mut run = Run::new();
     let mut again = Run::new();
     for round in 0..60 {
-        let fault = move |_: i64, values: &mut Vec<f32>| values[2] += if (30..36).contains(&round) { 8.0 } else { 0.0 };
+        let fault =
+            move |_: i64, values: &mut Vec<f32>| values[2] += if (30..36).contains(&round) { 20.0 } else { 0.0 };
         run.go(13, fault);
         again.go(13, fault);
         let mut parts = Vec::new();
@@ -207,7 +209,7 @@ fn a_model_judges_after_calibration_and_goes_on_after_a_restart() {
     let core = run.detector.save(&mut parts);
     let parts: BTreeMap<u16, Vec<u8>> = parts.into_iter().collect();
     run.detector = Detector::restore(settings, SECOND, core.clone(), &parts);
-    run.go(30, |_, values| values[2] += 8.0);
+    run.go(30, |_, values| values[2] += 20.0);
     let (_, EventKind::AnomalyOpened(anomaly)) = &run.events[0] else { panic!("{:?}", run.events) };
     assert_eq!((anomaly.model.clone(), anomaly.shares.len()), (model().to_string(), 4));
     assert!(anomaly.shares[2] > 0.5 && anomaly.shares[1] == 0.0, "{anomaly:?}");
@@ -220,17 +222,77 @@ fn a_model_judges_after_calibration_and_goes_on_after_a_restart() {
     assert_eq!(without.present(Mode::Running).detector, DetectorState::Watching);
 }
 
+fn faults(run: &Run) -> Vec<(i64, u16, SensorFaultKind, bool)> {
+    let fault = |(second, event): &(i64, EventKind)| match event {
+        EventKind::SensorFault(fault) => Some((*second, fault.sensor, fault.kind, fault.active)),
+        _ => None,
+    };
+    run.events.iter().filter_map(fault).collect()
+}
+
+/// Three sensors that go with the machine's load, and tell each other.
+fn loaded(second: i64) -> Vec<f32> {
+    let load = (second as f32 * 0.21).sin() + 0.5 * (second as f32 * 0.047).sin();
+    (0..3)
+        .map(|sensor| (sensor + 1) as f32 * (20.0 + 3.0 * load) + 0.2 * (value(second, sensor as usize).fract() - 0.5))
+        .collect()
+}
+
 #[test]
-fn a_model_that_fails_leaves_the_judging_to_the_baseline() {
+fn a_sensor_that_drifts_is_a_fault_of_the_sensor() {
     let mut run = Run::new();
-    run.detector = Detector::new(DetectSettings { calibration_steps: 300, model: Some(model()) }, SECOND);
-    run.go(300, |_, _| {});
-    // A value beyond what single precision holds makes the graph's answer infinite.
-    run.go(30, |_, values| values[2] = 1e38);
-    assert!(run.detector.model_failures() > 0);
+    run.go(500, |second, values| *values = loaded(second));
+    let begin = run.second;
+    run.go(300, |second, values| {
+        *values = loaded(second);
+        values[1] += 0.15 * (second - begin) as f32;
+    });
+    let found = faults(&run);
+    assert!(matches!(found[..], [(_, 1, SensorFaultKind::Drifting, true)]), "{found:?}");
+    assert!(run.detector.is_faulty(1) && !run.detector.is_faulty(0));
+}
+
+#[test]
+fn a_sensor_at_the_end_of_its_range_is_saturated() {
+    let mut run = Run::calibrated();
+    run.go(150, |_, values| values[1] = 99.0).go(1, |_, _| {});
+    let found = faults(&run);
     assert!(
-        matches!(&run.events[0].1, EventKind::AnomalyOpened(anomaly) if anomaly.model == BASELINE),
-        "{:?}",
-        run.events
+        matches!(found[..], [(_, 1, SensorFaultKind::Saturated, true), (_, 1, SensorFaultKind::Saturated, false)]),
+        "{found:?}"
     );
+}
+
+#[test]
+fn what_lasts_is_asked_about_and_may_be_accepted() {
+    let mut run = Run::calibrated();
+    run.go(1_000, |_, values| values[2] += 20.0);
+    let asked: Vec<i64> = run
+        .events
+        .iter()
+        .filter(|(_, e)| matches!(e, EventKind::NormalShifted(s) if s.active))
+        .map(|(s, _)| *s)
+        .collect();
+    assert!(matches!(asked[..], [second] if (1_195..1_215).contains(&second)), "{asked:?}");
+    let mut events = Vec::new();
+    run.detector.accept_new_normal(Timestamp(run.second * SECOND), &mut events);
+    assert!(
+        matches!(&events[..], [EventKind::AnomalyClosed(_), EventKind::NormalShifted(s)] if !s.active),
+        "{events:?}"
+    );
+    run.events.clear();
+    run.go(600, |_, values| values[2] += 20.0);
+    assert_eq!(run.events, []);
+    run.go(60, |_, _| {});
+    assert!(matches!(run.events[0].1, EventKind::AnomalyOpened(_)), "back is elsewhere now: {:?}", run.events);
+}
+
+#[test]
+fn a_calibration_of_nothing_is_refused_and_tried_again() {
+    let mut run = Run::new();
+    run.go(310, |_, values| *values = vec![1.0, 2.0, 3.0, values[3]]);
+    let reason = Uncalibrated::TooFew { constant: 3, missing: 0, of: 4 };
+    assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Uncalibrated { reason });
+    run.go(450, |_, _| {});
+    assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Watching);
 }

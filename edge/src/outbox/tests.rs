@@ -35,7 +35,13 @@ pub(super) fn record(number: u64) -> Record {
         interval_ms: 10_000,
         catalog_revision: 1,
         sensors: (0..number % 7 * 3).map(|n| Some(sensor(n * 10))).collect(),
-        verdict: Verdict { detector: DetectorState::Watching, score: None, health_percent: None, mode: Mode::Unknown },
+        verdict: Verdict {
+            detector: DetectorState::Watching,
+            score: None,
+            health_percent: None,
+            mode: Mode::Unknown,
+            remaining: None,
+        },
         energy_wh: Some(number as f64),
         clock: Clock::Trusted,
     })

@@ -100,8 +100,9 @@ fn worst(a: Verdict, b: Verdict) -> Verdict {
     let rank = |verdict: &Verdict| match verdict.detector {
         DetectorState::Watching => 0,
         DetectorState::Calibrating { .. } => 1,
-        DetectorState::Blind => 2,
-        DetectorState::Anomalous => 3,
+        DetectorState::Uncalibrated { .. } => 2,
+        DetectorState::Blind => 3,
+        DetectorState::Anomalous => 4,
     };
     let larger = |a: Option<f32>, b: Option<f32>| a.into_iter().chain(b).reduce(f32::max);
     let smaller = |a: Option<f32>, b: Option<f32>| a.into_iter().chain(b).reduce(f32::min);
@@ -110,6 +111,7 @@ fn worst(a: Verdict, b: Verdict) -> Verdict {
         score: larger(a.score, b.score),
         health_percent: smaller(a.health_percent, b.health_percent),
         mode: b.mode,
+        remaining: b.remaining,
     }
 }
 
@@ -142,6 +144,7 @@ mod tests {
                 score: Some(start_s as f32),
                 health_percent: Some(90.0 - start_s as f32),
                 mode: Mode::Running,
+                remaining: None,
             },
             energy_wh: Some(2.0),
             clock: Clock::Trusted,

@@ -155,7 +155,7 @@ prop_compose! {
             interval_ms: 10_000,
             catalog_revision: 1,
             sensors,
-            verdict: Verdict { detector: DetectorState::Anomalous, score, health_percent: None, mode: Mode::Idle },
+            verdict: Verdict { detector: DetectorState::Anomalous, score, health_percent: None, mode: Mode::Idle, remaining: None },
             energy_wh: None,
             clock: Clock::Untrusted,
         })
@@ -190,6 +190,7 @@ fn a_batch_of_summaries_is_made_smaller() {
                 score: Some(noise(n) as f32),
                 health_percent: Some(97.5),
                 mode: Mode::Running,
+                remaining: None,
             },
             energy_wh: None,
             clock: Clock::Trusted,

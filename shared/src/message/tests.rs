@@ -12,8 +12,8 @@ use super::*;
 use crate::{
     ids::SensorId,
     telemetry::{
-        Anomaly, Catalog, DetectorState, Event, EventKind, Gap, GapReason, Mode, Quality, RawWindow, Sensor,
-        SensorFault, SensorFaultKind, SensorSummary, Summary,
+        Anomaly, Catalog, DetectorState, Event, EventKind, Gap, GapReason, Mode, NormalShift, Quality, RawWindow,
+        Remaining, Sensor, SensorFault, SensorFaultKind, SensorSummary, Summary, Uncalibrated,
     },
 };
 
@@ -47,7 +47,7 @@ fn sensor(name: &str, unit: Option<&str>) -> Sensor {
 const AT: Timestamp = Timestamp(1_790_000_000_000_000);
 
 fn verdict(detector: DetectorState) -> Verdict {
-    Verdict { detector, score: Some(0.5), health_percent: Some(87.5), mode: Mode::Running }
+    Verdict { detector, score: Some(0.5), health_percent: Some(87.5), mode: Mode::Running, remaining: None }
 }
 
 fn seq() -> Seq {
@@ -109,11 +109,16 @@ pub(crate) fn uplinks() -> Vec<Uplink> {
         batch(Record::Event(event(EventKind::AnomalyOpened(anomaly())))),
         batch(Record::Event(event(EventKind::SensorFault(fault)))),
         batch(Record::Gap(Gap { first: 3, last: 9, count: 7, reason: GapReason::OverBudget })),
+        batch(Record::Event(event(EventKind::NormalShifted(shift())))),
         Uplink::Live(Live { at: AT, clock: Clock::Trusted, machines: vec![live_machine()] }),
         Uplink::Status(status()),
         Uplink::CommandResult(CommandResult { id: 5, at: AT, outcome: Outcome::Failed("no such machine".into()) }),
         Uplink::Catalogs(Catalogs { epoch: seq().epoch, catalogs: vec![catalog()] }),
     ]
+}
+
+fn shift() -> NormalShift {
+    NormalShift { since: AT, shares: vec![0.75, 0.25], active: true }
 }
 
 fn live_machine() -> LiveMachine {
@@ -158,7 +163,7 @@ fn batch_of_a_summary() {
             ad06904e0203010a000000000000f03f0000000000000040000000000000f83f
             000000000000d03f000000000000fc3f0000010a000000000000f03f00000000
             00000040000000000000f83f000000000000d03f000000000000fc3f03010100
-            00003f010000af420301000000000000294000"#]],
+            00003f010000af42030001000000000000294000"#]],
     );
 }
 
@@ -198,6 +203,21 @@ fn batch_of_events() {
 }
 
 #[test]
+fn batch_of_a_shifted_normal() {
+    check(
+        &batch(Record::Event(event(EventKind::NormalShifted(shift())))),
+        expect![[r#"
+        00ef9bafcdf8acd1910101ac02ab02010701020670756d702d338080afa2dbff
+        ad060201048080afa2dbffad06020000403f0000803e01"#]],
+    );
+}
+
+#[test]
+fn what_is_left_of_a_life() {
+    check(&Remaining { likely_s: 3_600.0, low_s: 1_800.0, high_s: 7_200.0 }, expect!["000061450000e1440000e145"]);
+}
+
+#[test]
 fn batch_of_a_gap() {
     check(
         &batch(Record::Gap(Gap { first: 3, last: 9, count: 7, reason: GapReason::Refused })),
@@ -211,8 +231,8 @@ fn other_uplinks() {
     check(
         &Uplink::Live(live),
         expect![[r#"
-        018080afa2dbffad0600010670756d702d338080afa2dbffad06020201000000
-        000000f83f000028000003"#]],
+            018080afa2dbffad0600010670756d702d338080afa2dbffad06020201000000
+            000000f83f00002800000300"#]],
     );
     check(&Uplink::Status(status()), expect!["028080afa2dbffad060005302e312e30901c0411f0a2040105746f70696303"]);
     check(
@@ -291,8 +311,10 @@ fn small_enums() {
         DetectorState::Watching,
         DetectorState::Anomalous,
         DetectorState::Blind,
+        DetectorState::Uncalibrated { reason: Uncalibrated::TooFew { constant: 3, missing: 1, of: 8 } },
+        DetectorState::Uncalibrated { reason: Uncalibrated::Unsteady { sensors: 5, of: 8 } },
     ];
-    check(&states, expect!["0009010203"]);
+    check(&states, expect!["0009010203040003010804010508"]);
     let kinds =
         [SensorFaultKind::Frozen, SensorFaultKind::Missing, SensorFaultKind::Saturated, SensorFaultKind::Drifting];
     check(&kinds, expect!["00010203"]);

@@ -6,7 +6,8 @@ use deadpool_postgres::Transaction;
 use gemba_shared::{
     lane::NUMBER_MAX,
     telemetry::{
-        Anomaly, Catalog, Clock, Event, EventKind, Gap, GapReason, Record, SensorFault, SensorFaultKind, Summary,
+        Anomaly, Catalog, Clock, Event, EventKind, Gap, GapReason, NormalShift, Record, SensorFault, SensorFaultKind,
+        Summary,
     },
 };
 use jiff::Timestamp;
@@ -190,6 +191,7 @@ impl<'a> Records<'a> {
             }
             EventKind::AnomalyClosed(anomaly) => self.anomaly(lane.gateway, &known, anomaly, at, true).await?,
             EventKind::SensorFault(fault) => self.sensor_fault(lane.gateway, &known, *fault, at).await?,
+            EventKind::NormalShifted(shift) => self.normal_shifted(lane.gateway, &known, shift, at).await?,
         }
         Ok(Ok(()))
     }
@@ -222,6 +224,35 @@ impl<'a> Records<'a> {
                 message: &message,
                 anomaly: Some(written.id),
                 raised_at: if self.late(opened) && !self.late(at) { at } else { opened },
+                arrived_at: self.now,
+                late: self.late(at),
+            };
+            raise(self.transaction, &raised).await?
+        };
+        self.changes.extend(alarm.map(Change::Alarm));
+        Ok(())
+    }
+
+    async fn normal_shifted(
+        &mut self,
+        gateway: Uuid,
+        machine: &Known,
+        shift: &NormalShift,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let subject = Subject { gateway, machine: Some(machine.id) };
+        let alarm = if !shift.active {
+            end(self.transaction, subject, alarms::NORMAL_SHIFTED, None, at).await?
+        } else if machine.ignored {
+            None
+        } else {
+            let raised = Raise {
+                subject,
+                condition: alarms::NORMAL_SHIFTED,
+                severity: Severity::Low,
+                message: &alarms::shift_message(&shift.shares, |position| machine.sensor(position)),
+                anomaly: None,
+                raised_at: at,
                 arrived_at: self.now,
                 late: self.late(at),
             };

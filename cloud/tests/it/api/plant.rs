@@ -76,6 +76,12 @@ async fn a_machine_is_one_word_and_its_worst_alarm() {
     assert_eq!((&machine["state"], &machine["connection"]), (&json!("ok"), &json!("live")));
     assert_eq!(machine["sensors"][1]["name"], "pressure");
     assert_eq!((&machine["sensors"][1]["position"], &machine["sensors"][1]["last_value"]), (&json!(1), &json!(1.5)));
+    server
+        .sql("UPDATE machines SET detector = 'uncalibrated', detector_note = 'why', remaining_likely_s = 9, remaining_low_s = 5, remaining_high_s = 20")
+        .await;
+    let machine = server.get(&path, &token).await;
+    assert_eq!((&machine["state"], &machine["detector_note"]), (&json!("uncalibrated"), &json!("why")));
+    assert_eq!(machine["remaining"], json!({"likely_s": 9.0, "low_s": 5.0, "high_s": 20.0}));
     for (sql, state) in [
         ("UPDATE machines SET detector = 'anomalous'", "anomalous"),
         ("UPDATE machines SET last_reading_at = now() - interval '61 s'", "silent"),

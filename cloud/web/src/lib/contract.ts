@@ -42,10 +42,17 @@ export interface Gateway {
 
 export type Severity = "low" | "medium" | "high" | "critical";
 export type AlarmState = "unacknowledged" | "acknowledged" | "returned_unacknowledged" | "normal";
-export type MachineState = "ok" | "anomalous" | "calibrating" | "blind" | "silent" | "gateway_offline";
-export type Detector = "calibrating" | "watching" | "anomalous" | "blind";
+export type MachineState = "ok" | "anomalous" | "calibrating" | "uncalibrated" | "blind" | "silent" | "gateway_offline";
+export type Detector = "calibrating" | "watching" | "anomalous" | "blind" | "uncalibrated";
 export type Mode = "unknown" | "off" | "idle" | "running";
 export type Connection = "live" | "silent" | "gateway_offline";
+
+/** Seconds until the machine's health is gone; four times out of five between `low_s` and `high_s`. */
+export interface Remaining {
+  likely_s: number;
+  low_s: number;
+  high_s: number;
+}
 
 /** What a live message repeats of a machine. */
 export interface MachineStatus {
@@ -54,6 +61,8 @@ export interface MachineStatus {
   score: number | null;
   detector: Detector;
   calibration_percent: number | null;
+  detector_note: string | null;
+  remaining: Remaining | null;
   mode: Mode;
   last_reading_at: string | null;
   connection: Connection;

@@ -1,14 +1,14 @@
 import { describe, expect, test } from "vitest";
 import type { Alarm, Machine, MachineState, Severity } from "./contract";
 import { compareMachines, sortAlarms } from "./order";
-import { conditionWord, healthTone, machineMatches, stateTone, stateWord, worstAlarm } from "./words";
+import { conditionWord, healthTone, machineMatches, remainingWord, stateTone, stateWord, worstAlarm } from "./words";
 
 const NOW = Date.parse("2026-03-01T12:00:00Z");
 
 function machine(over: Partial<Machine>): Machine {
   return {
     id: over.name ?? "m", gateway_id: "g", gateway_name: "hall-a", name: "m", display_name: null, state: "ok", health_percent: 95, score: 0.3,
-    detector: "watching", calibration_percent: null, mode: "running", last_reading_at: "2026-03-01T11:59:59Z", connection: "live",
+    detector: "watching", calibration_percent: null, detector_note: null, remaining: null, mode: "running", last_reading_at: "2026-03-01T11:59:59Z", connection: "live",
     sensors_count: 1, ignored: false, merged_into: null, alarm: null, model: "", ...over,
   };
 }
@@ -20,6 +20,13 @@ function alarm(id: string, severity: Severity, over: Partial<Alarm> = {}): Alarm
     acknowledged_at: null, acknowledged_by: null, comment: null, anomaly_id: null, lead_sensors: [], ...over,
   };
 }
+
+test.each([
+  [null, null],
+  [{ likely_s: 12 * 86_400, low_s: 8 * 86_400, high_s: 20 * 86_400 }, "about 12 days (8 to 20)"],
+  [{ likely_s: 30_000, low_s: 20_000, high_s: 90_000 }, "about 8 hours (6 to 25)"],
+  [{ likely_s: 600, low_s: 0, high_s: 3_600 }, "about 10 minutes (0 to 60)"],
+])("%o is what is left: %s", (remaining, word) => expect(remainingWord(remaining)).toBe(word));
 
 describe("the word of a state", () => {
   test.each<[Partial<Machine>, string]>([

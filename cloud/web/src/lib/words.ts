@@ -1,6 +1,6 @@
 /** The words, marks and order of states: one place, so that two screens never call one thing by two names. */
 
-import type { Alarm, AlarmState, GatewayState, Machine, MachineState, MachineStatus, Mode, Severity } from "./contract";
+import type { Alarm, AlarmState, GatewayState, Machine, MachineState, MachineStatus, Mode, Remaining, Severity } from "./contract";
 import { duration } from "./time";
 
 /** `calm` is grey: colour is for what is abnormal. */
@@ -35,13 +35,14 @@ export const GATEWAY_STATE_WORD: Record<GatewayState, string> = {
 
 export const MODE_WORD: Record<Mode, string> = { unknown: "Unknown", off: "Off", idle: "Idle", running: "Running" };
 
-export const STATES: readonly MachineState[] = ["anomalous", "silent", "blind", "gateway_offline", "calibrating", "ok"];
+export const STATES: readonly MachineState[] = ["anomalous", "silent", "blind", "uncalibrated", "gateway_offline", "calibrating", "ok"];
 
 export const STATE_WORD: Record<MachineState, string> = {
   ok: "OK",
   anomalous: "Anomalous",
   calibrating: "Calibrating",
   blind: "Blind",
+  uncalibrated: "Not calibrated",
   silent: "Silent",
   gateway_offline: "Gateway offline",
 };
@@ -51,6 +52,7 @@ export const STATE_MEANING: Record<MachineState, string> = {
   anomalous: "The readings do not look like this machine when it is healthy.",
   calibrating: "Learning what is normal for this machine; nothing is judged yet.",
   blind: "Readings arrive, but too few good sensors to judge the machine.",
+  uncalibrated: "What the machine showed is of no use to learn from; nothing is judged yet.",
   silent: "The gateway is online, but this machine sends no readings.",
   gateway_offline: "The gateway cannot be reached. The machine may be running: nobody here can tell.",
 };
@@ -60,6 +62,7 @@ export const STATE_ICON: Record<MachineState, Icon> = {
   anomalous: "anomalous",
   calibrating: "calibrating",
   blind: "blind",
+  uncalibrated: "blind",
   silent: "silent",
   gateway_offline: "unlinked",
 };
@@ -84,6 +87,7 @@ export function stateTone(state: MachineState, severity: Severity | null): Tone 
       return severity ?? "high";
     case "silent":
     case "blind":
+    case "uncalibrated":
       return "medium";
     case "gateway_offline":
     case "calibrating":
@@ -100,6 +104,15 @@ export function healthTone(percent: number | null): Tone {
   if (percent < 60) return "high";
   if (percent < 80) return "medium";
   return "calm";
+}
+
+/** "about 12 days (8 to 20)", of seconds until the health is gone. */
+export function remainingWord(remaining: Remaining | null): string | null {
+  if (remaining === null) return null;
+  const { likely_s, low_s, high_s } = remaining;
+  const [unit, word] = likely_s >= 2 * 86_400 ? [86_400, "days"] : likely_s >= 2 * 3_600 ? [3_600, "hours"] : [60, "minutes"];
+  const number = (seconds: number) => String(Math.round(seconds / unit));
+  return `about ${number(likely_s)} ${word} (${number(low_s)} to ${number(high_s)})`;
 }
 
 export function machineTitle(machine: { name: string; display_name: string | null }): string {

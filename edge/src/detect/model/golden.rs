@@ -28,6 +28,10 @@ struct Case {
     scale: Vec<f32>,
     #[serde(default)]
     memory: Vec<f32>,
+    #[serde(default)]
+    loadings: Vec<f32>,
+    #[serde(default)]
+    eigenvalues: Vec<f32>,
     score: f32,
     contribution: Vec<f32>,
 }
@@ -42,7 +46,13 @@ pub(super) fn check(model: &Model, path: &Path) -> Result<(), ModelError> {
     }
     for case in golden.cases {
         let name = case.name;
-        let calibration = Calibrated { mean: case.mean, scale: case.scale, memory: case.memory };
+        let calibration = Calibrated {
+            mean: case.mean,
+            scale: case.scale,
+            memory: case.memory,
+            loadings: case.loadings,
+            eigenvalues: case.eigenvalues,
+        };
         let plan = model.concretise(case.channels)?;
         let mut contribution = vec![0.0; case.channels];
         let score = plan

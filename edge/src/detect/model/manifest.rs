@@ -4,16 +4,20 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{MEMORY_ROWS_MAX, ModelError, STEPS_MAX, read_bounded};
+use super::{COMPONENTS_MAX, MEMORY_ROWS_MAX, ModelError, STEPS_MAX, read_bounded};
 
 const MANIFEST_BYTES_MAX: u64 = 64 * 1_024;
 /// The manifest's own version.
 const FORMAT: u32 = 1;
+/// What a manifest without a `kind` is.
+const KIND: &str = "detector";
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     format: u32,
+    #[serde(default, rename = "kind")]
+    _kind: Option<String>,
     pub name: String,
     pub version: String,
     /// The graph's file, in the same folder.
@@ -27,6 +31,9 @@ pub(super) struct Manifest {
     /// Rows that calibration remembers (M).
     #[serde(default)]
     pub memory: usize,
+    /// Principal components that calibration finds (K).
+    #[serde(default)]
+    pub components: usize,
     pub inputs: Vec<Input>,
 }
 
@@ -38,10 +45,20 @@ pub(super) enum Input {
     Mean,
     Scale,
     Memory,
+    Loadings,
+    Eigenvalues,
+}
+
+/// One side of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Fixed(usize),
+    /// C: a symbol in the graph, made concrete in a plan.
+    Channels,
 }
 
 impl Input {
-    const ALL: [Self; 4] = [Self::Window, Self::Mean, Self::Scale, Self::Memory];
+    const ALL: [Self; 6] = [Self::Window, Self::Mean, Self::Scale, Self::Memory, Self::Loadings, Self::Eigenvalues];
 
     pub(super) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|input| input.name() == name)
@@ -53,15 +70,27 @@ impl Input {
             Self::Mean => "mean",
             Self::Scale => "scale",
             Self::Memory => "memory",
+            Self::Loadings => "loadings",
+            Self::Eigenvalues => "eigenvalues",
         }
     }
 
-    pub(super) fn shape(self, steps: usize, memory_rows: usize, channels: usize) -> Vec<usize> {
+    pub(super) fn sides(self, manifest: &Manifest) -> Vec<Side> {
         match self {
-            Self::Window => vec![1, steps, channels],
-            Self::Mean | Self::Scale => vec![channels],
-            Self::Memory => vec![memory_rows, channels],
+            Self::Window => vec![Side::Fixed(1), Side::Fixed(manifest.steps), Side::Channels],
+            Self::Mean | Self::Scale => vec![Side::Channels],
+            Self::Memory => vec![Side::Fixed(manifest.memory), Side::Channels],
+            Self::Loadings => vec![Side::Channels, Side::Fixed(manifest.components)],
+            Self::Eigenvalues => vec![Side::Fixed(manifest.components)],
         }
+    }
+
+    pub(super) fn shape(self, manifest: &Manifest, channels: usize) -> Vec<usize> {
+        let size = |side| match side {
+            Side::Fixed(size) => size,
+            Side::Channels => channels,
+        };
+        self.sides(manifest).into_iter().map(size).collect()
     }
 }
 
@@ -70,6 +99,11 @@ impl Manifest {
         let refused = |message: String| ModelError::Manifest { path: path.into(), message };
         let bytes = read_bounded(path, MANIFEST_BYTES_MAX)?;
         let text = str::from_utf8(&bytes).map_err(|error| refused(format!("it is not UTF-8: {error}")))?;
+        // A model of another kind has other keys: say so before they are called unknown.
+        let kind = text.parse::<toml::Table>().ok().and_then(|table| Some(table.get("kind")?.as_str()?.to_owned()));
+        if let Some(kind) = kind.filter(|kind| kind != KIND) {
+            return Err(refused(format!("kind = {kind:?}: only models of the kind {KIND:?} judge machines")));
+        }
         let manifest: Self = toml::from_str(text).map_err(|error| refused(error.to_string().trim_end().into()))?;
         manifest.check().map_err(refused)?;
         Ok(manifest)
@@ -99,11 +133,19 @@ impl Manifest {
         if self.memory > MEMORY_ROWS_MAX {
             return Err(format!("memory = {}: at most {MEMORY_ROWS_MAX} are possible", self.memory));
         }
+        if self.components > COMPONENTS_MAX {
+            return Err(format!("components = {}: at most {COMPONENTS_MAX} are possible", self.components));
+        }
         if !self.inputs.contains(&Input::Window) {
             return Err("inputs: \"window\" is missing".into());
         }
         if self.inputs.contains(&Input::Memory) != (self.memory > 0) {
             return Err(format!("memory = {}: it is above zero if, and only if, inputs hold \"memory\"", self.memory));
+        }
+        let takes = |input| self.inputs.contains(&input);
+        if (takes(Input::Loadings) || takes(Input::Eigenvalues)) != (self.components > 0) {
+            let text = "it is above zero if, and only if, inputs hold \"loadings\" or \"eigenvalues\"";
+            return Err(format!("components = {}: {text}", self.components));
         }
         Ok(())
     }

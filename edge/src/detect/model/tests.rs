@@ -125,7 +125,7 @@ fn the_sensor_that_moves_alone_is_named() {
     let plan = model.plan(3).unwrap();
     // Three sensors that rise together; the memory holds them from 0 to 10.
     let memory: Vec<f32> = (0..200_u8).flat_map(|row| [f32::from(row) / 20.0; 3]).collect();
-    let calibration = Calibrated { mean: vec![5.0; 3], scale: vec![2.9; 3], memory };
+    let calibration = Calibrated { mean: vec![5.0; 3], scale: vec![2.9; 3], memory, ..Calibrated::default() };
     let mut contribution = [0.0; 3];
     let calm = plan.judge(&[7.0; 24], &calibration, &mut contribution).unwrap();
     let window: Vec<f32> = (0..8).flat_map(|_| [7.0, 7.0, 1.0]).collect();
@@ -138,7 +138,7 @@ fn the_sensor_that_moves_alone_is_named() {
 #[test]
 fn bad_windows_and_calibrations_are_errors() {
     let plan = Model::load(&kernel_regression()).unwrap().plan(1).unwrap();
-    let good = Calibrated { mean: vec![0.0], scale: vec![1.0], memory: vec![0.0; 200] };
+    let good = Calibrated { mean: vec![0.0], scale: vec![1.0], memory: vec![0.0; 200], ..Calibrated::default() };
     let mut contribution = [0.0];
     let mut judge = |window: &[f32], calibration: &Calibrated| {
         plan.judge(window, calibration, &mut contribution).map_err(|error| error.to_string())
@@ -150,4 +150,50 @@ fn bad_windows_and_calibrations_are_errors() {
     assert_eq!(judge(&[0.0; 8], &Calibrated { scale: vec![0.0], ..good.clone() }), Err(format!("scale {bad}")));
     let short = Calibrated { memory: vec![], ..good };
     assert_eq!(judge(&[0.0; 8], &short), Err("memory has 0 values, 200 are needed".into()));
+}
+
+#[test]
+fn the_other_detectors_of_this_repository_load_and_take_any_number_of_channels() {
+    for name in ["pca", "conv-autoencoder"] {
+        let model = Model::load(&kernel_regression().join("..").join(name)).unwrap();
+        assert_eq!(model.name(), name);
+        for channels in [1, 8, 52] {
+            assert_eq!(model.plan(channels).unwrap().channels(), channels);
+        }
+    }
+}
+
+/// A model of remaining life answers other questions: it is no detector, and says so. Its graph gives in tract what it gave elsewhere.
+#[test]
+fn a_model_of_remaining_life_is_no_detector_and_agrees_with_onnxruntime() {
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        cases: Vec<Case>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        window: Vec<f32>,
+        history: f32,
+        rul: f32,
+        rul_low: f32,
+        rul_high: f32,
+    }
+    let folder = kernel_regression().join("../turbofan-rul");
+    let error = Model::load(&folder).unwrap_err().to_string();
+    assert!(error.contains("kind = \"rul\": only models of the kind \"detector\" judge machines"), "{error}");
+
+    let graph = fs::read(folder.join("model.onnx")).unwrap();
+    let golden: Golden = serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    let graph = tract_onnx::onnx().model_for_read(&mut graph.as_slice()).unwrap();
+    let runnable = graph.into_optimized().unwrap().into_runnable().unwrap();
+    assert!(!golden.cases.is_empty());
+    for case in golden.cases {
+        let window = Tensor::from_shape(&[1, 100, 14], &case.window).unwrap();
+        let history = Tensor::from_shape(&[1], &[case.history]).unwrap();
+        let answers = runnable.run(tvec!(window.into(), history.into())).unwrap();
+        for (answer, expected) in answers.iter().zip([case.rul, case.rul_low, case.rul_high]) {
+            let answer = first(answer).unwrap();
+            assert!((answer - expected).abs() <= 1e-4 * expected.max(1.0), "{answer}, not {expected}");
+        }
+    }
 }

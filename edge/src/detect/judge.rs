@@ -1,0 +1,239 @@
+//! Judges a step: each sensor's level by itself, all sensors together, and whether one of them is itself at fault; and keeps what is
+//! found wrong until it is over.
+//!
+//! While nothing is wrong the levels follow the machine; of what is wrong nothing is learnt.
+
+use std::collections::VecDeque;
+
+use gemba_shared::telemetry::{EventKind, SensorFault, SensorFaultKind, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    calibration::{Learnt, LearntModel},
+    drift::{self, Drift},
+    faults::Faults,
+    finding::{CALM, Change, Evidence, Finding},
+    levels::{Follow, Level, Levels},
+    model::Model,
+    pattern::Course,
+};
+use crate::window::Step;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Judge {
+    levels: Levels,
+    course: Course,
+    /// By sensor.
+    findings: Vec<Finding>,
+    /// Of all sensors together.
+    together: Finding,
+    drift: Drift,
+    /// The latest steps' bounded deviations of a model's channels.
+    recent: VecDeque<Box<[f32]>>,
+    /// Steps that the model could not judge.
+    #[serde(skip)]
+    model_failures: u64,
+}
+
+/// A step's judgement.
+#[derive(Debug)]
+pub struct Judged {
+    /// 1.0 is the threshold.
+    pub score: f32,
+    /// By sensor; they sum to one.
+    pub shares: Vec<f32>,
+}
+
+/// How sensors together stand to their limit, and the part of each in that.
+#[derive(Debug, Default)]
+struct Together {
+    ratio: f32,
+    shares: Vec<(u16, f32)>,
+}
+
+impl Judge {
+    /// Goes on where calibration ended.
+    #[must_use]
+    pub fn new(levels: Levels) -> Self {
+        Self { findings: vec![Finding::default(); levels.centre.len()], levels, ..Self::default() }
+    }
+
+    /// After a pause: what was before it is not smoothed with what comes.
+    pub fn reset(&mut self) {
+        self.levels.reset();
+        self.course.reset();
+        self.recent.clear();
+    }
+
+    /// What the sensors show now is where they belong.
+    pub fn accept(&mut self, values: &[f32]) {
+        self.levels.accept(values);
+        self.reset();
+    }
+
+    /// All that was found is over; the sensor's fault that ends with it.
+    pub fn end(&mut self) -> Option<EventKind> {
+        self.findings.iter_mut().chain([&mut self.together]).for_each(Finding::end);
+        self.drift.reset().map(|(sensor, since)| drifting(sensor, since, false))
+    }
+
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        self.together.is_on() || self.findings.iter().any(Finding::is_on)
+    }
+
+    /// Whether something has been wrong for so long that it may be the new normal.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        self.together.is_lasting() || self.findings.iter().any(Finding::is_lasting)
+    }
+
+    /// The sensor that drifts away from what the others say.
+    #[must_use]
+    pub fn drifting(&self) -> Option<usize> {
+        self.drift.sensor().map(usize::from)
+    }
+
+    #[must_use]
+    pub fn model_failures(&self) -> u64 {
+        self.model_failures
+    }
+
+    /// The score of a step that ends at `at`; `None` with values of less than half of the usable sensors.
+    pub fn step(
+        &mut self,
+        learnt: &Learnt,
+        model: Option<&Model>,
+        step: &Step,
+        faults: &Faults,
+        at: Timestamp,
+        events: &mut Vec<EventKind>,
+    ) -> Option<Judged> {
+        let value = |sensor: usize| match step.values.get(sensor) {
+            Some(value) if !faults.is_frozen(sensor) => *value,
+            _ => f32::NAN,
+        };
+        let sensors = 0..self.findings.len();
+        let mut seen: Vec<Level> =
+            sensors.map(|sensor| self.levels.step(&learnt.usual, sensor, value(sensor))).collect();
+        let present = seen.iter().filter(|level| !level.deviation.is_nan()).count();
+        if present == 0 || present * 2 < learnt.usual.usable() {
+            return None;
+        }
+        let apart = self.watch_drift(learnt, &seen, at, events);
+        if let Some(level) = self.drifting().and_then(|sensor| seen.get_mut(sensor)) {
+            *level = Level { deviation: f32::NAN, ..Level::default() };
+        }
+        let together = match (&learnt.model, model) {
+            (Some(learnt_model), Some(model)) => self.ask(model, learnt_model, learnt, &seen),
+            _ => self.compare(learnt, &seen),
+        };
+        let together = if apart.ratio > together.ratio { apart } else { together };
+        self.find(learnt, model.is_some(), &seen, together.ratio, &step.values);
+        Some(judged(&seen, &together))
+    }
+
+    /// What does not belong together any more: one sensor's fault, or else the machine's.
+    fn watch_drift(&mut self, learnt: &Learnt, seen: &[Level], at: Timestamp, events: &mut Vec<EventKind>) -> Together {
+        let Some(belonging) = &learnt.belonging else { return Together::default() };
+        let row = bounded(learnt, &belonging.channels, seen);
+        let drift::Said { change, ratio, shares } = self.drift.step(belonging, &row, at);
+        events.extend(change.map(|(sensor, since, active)| drifting(sensor, since, active)));
+        Together { ratio, shares: belonging.channels.iter().copied().zip(shares).collect() }
+    }
+
+    /// The built-in pattern.
+    fn compare(&mut self, learnt: &Learnt, seen: &[Level]) -> Together {
+        let Some(pattern) = &learnt.pattern else { return Together::default() };
+        let row = bounded(learnt, &pattern.channels, seen);
+        let ratio = pattern.step(&row, &mut self.course);
+        Together { ratio, shares: pattern.channels.iter().copied().zip(pattern.shares(&row)).collect() }
+    }
+
+    /// A model.
+    fn ask(&mut self, model: &Model, of_machine: &LearntModel, learnt: &Learnt, seen: &[Level]) -> Together {
+        if self.recent.len() >= model.steps() {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(bounded(learnt, &of_machine.channels, seen).into_boxed_slice());
+        if self.recent.len() < model.steps() {
+            return Together::default();
+        }
+        match of_machine.judge(self.recent.iter().map(|row| &row[..])) {
+            Ok((raw, shares)) => Together {
+                ratio: self.course.ratio(raw * raw, of_machine.limit),
+                shares: of_machine.channels.iter().copied().zip(shares).collect(),
+            },
+            Err(error) => {
+                if self.model_failures == 0 {
+                    tracing::warn!(%model, %error, "the model cannot judge a machine: levels alone do");
+                }
+                self.model_failures += 1;
+                Together::default()
+            }
+        }
+    }
+
+    /// Begins and ends findings, and lets the levels follow where nothing is wrong.
+    fn find(&mut self, learnt: &Learnt, by_model: bool, seen: &[Level], ratio_together: f32, values: &[f32]) {
+        let was_wrong = self.is_wrong();
+        let evidence = Evidence { ratio: ratio_together, calm_below: CALM.sqrt(), deviation: None };
+        let change = self.together.step(&evidence);
+        if change == Some(Change::Ended) {
+            self.findings.iter_mut().for_each(Finding::settle);
+        } else if !self.together.is_on()
+            && !was_wrong
+            && let Some(limit) = learnt.limit(by_model)
+        {
+            self.course.follow(limit);
+        }
+        for (sensor, (finding, level)) in self.findings.iter_mut().zip(seen).enumerate() {
+            if level.deviation.is_nan() {
+                continue;
+            }
+            let is_settling = finding.is_settling();
+            let evidence = Evidence { ratio: level.ratio, calm_below: CALM, deviation: Some(level.middle) };
+            if finding.step(&evidence).is_some() || finding.is_on() {
+                continue;
+            }
+            let ratio = level.ratio.max(ratio_together);
+            let follow = match (is_settling, self.together.is_on(), was_wrong) {
+                (true, ..) => Follow::Settle,
+                (false, true, _) => Follow::Stay,
+                (false, false, true) => Follow::Warily { ratio },
+                (false, false, false) => Follow::Slowly { ratio },
+            };
+            self.levels.follow(&learnt.usual, sensor, follow, values[sensor]);
+        }
+    }
+}
+
+fn drifting(sensor: u16, since: Timestamp, active: bool) -> EventKind {
+    EventKind::SensorFault(SensorFault { sensor, kind: SensorFaultKind::Drifting, since, active })
+}
+
+/// The largest ratio is the score; a sensor's share is its part of the fourth powers, so that the largest decides.
+fn judged(seen: &[Level], together: &Together) -> Judged {
+    let mut shares: Vec<f32> = seen.iter().map(|level| level.ratio.powi(4)).collect();
+    for (sensor, share) in &together.shares {
+        shares[usize::from(*sensor)] += share * together.ratio.powi(4);
+    }
+    let sum: f32 = shares.iter().sum();
+    let present = seen.iter().filter(|level| !level.deviation.is_nan()).count();
+    let even = 1.0 / present.max(1) as f32;
+    for (share, level) in shares.iter_mut().zip(seen) {
+        *share = match level.deviation.is_nan() {
+            _ if sum > 0.0 => *share / sum,
+            true => 0.0,
+            false => even,
+        };
+    }
+    let score = seen.iter().fold(together.ratio, |score, level| score.max(level.ratio));
+    Judged { score, shares }
+}
+
+/// Deviations of these channels, as a pattern sees them.
+fn bounded(learnt: &Learnt, channels: &[u16], seen: &[Level]) -> Vec<f32> {
+    let deviation = |ix: usize| seen.get(ix).map_or(f32::NAN, |level| level.deviation);
+    channels.iter().map(|ix| usize::from(*ix)).map(|ix| learnt.usual.bounded(ix, deviation(ix))).collect()
+}

@@ -1,0 +1,351 @@
+//! Each sensor by itself: is its level where it was, at several time scales?
+//!
+//! A sensor's deviation is counted in units of its *noise*, which is what it moves from one step to the next, and from a *centre* that
+//! follows it slowly. Smoothed deviations at three time scales (EWMA charts: S. W. Roberts, *Control chart tests based on geometric
+//! moving averages*, 1959) are compared with limits: what such a mean of pure noise would reach, times what this sensor's own wandering
+//! makes of it. So a channel that wanders (a temperature) has wide limits, and is no level detector; one that is only noisy has narrow
+//! ones. Whatever a channel does usually, though, it is not where it was when it is [`FAR`] times farther from its centre than it ever was.
+//!
+//! - Noise: root mean square of the differences of neighbours, over √2; where these are mostly zero or small and sometimes large, a robust
+//!   figure instead, which a few jumps do not spoil. A quantised sensor that seldom moves has a noise all the same, because it is no median.
+//! - The centre follows with a time constant of [`CENTRE_STEPS`], less the nearer the limit the sensor is, and not at all beyond it: a fault is not
+//!   learnt.
+//! - The wandering is learnt in calibration, and may grow slowly afterwards while nothing is wrong.
+
+use serde::{Deserialize, Serialize};
+
+use super::pattern::DEVIATION_MAX;
+
+/// How much a step counts in the smoothed deviations: about 3, 7 and 14 steps.
+pub const WEIGHTS: [f32; 3] = [0.3, 0.15, 0.07];
+/// The scale by which it is judged whether a sensor is on its way back.
+pub const MIDDLE: usize = 1;
+/// A limit, in standard deviations of a mean of pure noise.
+const LIMIT: f32 = 4.4;
+/// How the limit grows with the wandering: as its variance to this power.
+const WANDER_POWER: f32 = 1.0;
+const CENTRE_STEPS: f64 = 100.0;
+/// Times the usual reach. Not where a sensor wanders too much to have one: as a variance, in those of a mean of pure noise.
+const FAR: f32 = 9.0;
+const WANDER_MAX: f32 = 100.0;
+/// The reach is what a deviation seldom exceeds.
+const REACH_QUANTILE: f64 = 0.99;
+/// A single step says no more than this many noises.
+const STEP_MAX: f64 = 5.0;
+/// From this share of the limit on, the centre follows less.
+const SUSPECT: f32 = 0.35;
+/// While anything of the machine is wrong, the others' centres follow so much.
+const WARY: f64 = 0.1;
+/// After a finding is over, the centre goes to where the sensor is.
+const SETTLE_CENTRE_STEPS: f64 = 20.0;
+/// How long the wandering remembers.
+const SPREAD_STEPS: f32 = 700.0;
+/// The held-back part of calibration must stay below the limit by this factor.
+const LIFT: f32 = 1.6;
+/// Steps before the smoothed deviations mean anything.
+pub const WARM_UP: usize = 40;
+/// Steps whose mean the centre begins at.
+const BEGIN: usize = 20;
+/// Values in fewer of the steps than this leave a sensor out.
+const PRESENT_MIN: f64 = 0.8;
+const TINY: f32 = 1e-12;
+/// In noises: what a deviation counts at most in its usual size.
+const SIZE_MAX: f32 = 18.0;
+/// Where the wandering makes this many times the noise of a mean, a sensor says nothing of a pattern.
+const SLOW: f32 = 99.0;
+/// A held-back part that is so far over the limit is of another state of the machine.
+const CHANGED: f32 = 6.0;
+
+type Means = [f32; WEIGHTS.len()];
+
+/// What is usual for each sensor.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usual {
+    /// 0 for a sensor that is left out.
+    pub noise: Vec<f32>,
+    /// Mean squares of the smoothed deviations.
+    spread: Vec<Means>,
+    /// What the held-back part of calibration made of the limits.
+    lift: Vec<f32>,
+    /// How far a sensor was from its centre, in noises.
+    reach: Vec<f32>,
+    /// Of the deviations, for the pattern.
+    pub size: Vec<f32>,
+    /// The centre at which calibration ended.
+    pub centre: Vec<f64>,
+}
+
+/// Where the sensors are now.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Levels {
+    pub centre: Vec<f64>,
+    means: Vec<Means>,
+    /// The deviation at the fastest scale, however large.
+    far: Vec<f32>,
+    spread: Vec<Means>,
+}
+
+/// What a step says of one sensor.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Level {
+    /// Its deviation in noises; NaN without a value.
+    pub deviation: f32,
+    /// The largest smoothed deviation as a share of its limit: above 1 it is not where it was.
+    pub ratio: f32,
+    /// The smoothed deviation of the middle scale.
+    pub middle: f32,
+}
+
+/// How a sensor's centre goes on after a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Follow {
+    /// It stays: the sensor is not where it was.
+    Stay,
+    /// Slowly; something else of the machine is wrong.
+    Warily {
+        ratio: f32,
+    },
+    Slowly {
+        ratio: f32,
+    },
+    /// A finding was over a moment ago.
+    Settle,
+}
+
+/// Deviations of calibration, a row a step, and what comes of them.
+#[derive(Debug)]
+pub struct Calibrated {
+    pub usual: Usual,
+    pub levels: Levels,
+    /// Row after row, in noises; 0 without a value.
+    pub deviations: Vec<f32>,
+    /// Sensors that wander far more than they are noisy.
+    pub slow: Vec<bool>,
+    /// Sensors that were elsewhere in the held-back part than before.
+    pub changed: usize,
+    /// Sensors that had values and never moved.
+    pub constant: usize,
+}
+
+/// A sensor's noise; 0 if it never moved, or was mostly away.
+fn noise(column: &[f32]) -> f32 {
+    let present: Vec<f64> = column.iter().filter(|value| !value.is_nan()).map(|value| f64::from(*value)).collect();
+    if !is_present(column) {
+        return 0.0;
+    }
+    let mut steps: Vec<f64> = present.windows(2).map(|pair| (pair[1] - pair[0]).abs()).collect();
+    let noise = noise_of(&mut steps);
+    let largest = present.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+    if noise <= f64::from(TINY) * largest { 0.0 } else { noise as f32 }
+}
+
+/// The noise that differences of neighbours tell of, by their sizes.
+pub(super) fn noise_of(steps: &mut [f64]) -> f64 {
+    let square = steps.iter().map(|step| step * step).sum::<f64>() / steps.len().max(1) as f64;
+    let plain = (square / 2.0).sqrt();
+    steps.sort_by(f64::total_cmp);
+    let robust = steps.get(steps.len() / 2).map_or(0.0, |median| 1.4826 * median / std::f64::consts::SQRT_2);
+    if robust > 0.3 * plain { plain.min(1.3 * robust) } else { plain }
+}
+
+/// What is usual, of the rows of a calibration: (row, sensor) → value, NaN without one.
+#[must_use]
+pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
+    let column =
+        |sensor: usize| -> Vec<f32> { rows.iter().map(|row| row.get(sensor).copied().unwrap_or(f32::NAN)).collect() };
+    let noise: Vec<f32> = (0..width).map(|sensor| noise(&column(sensor))).collect();
+    let mut levels = Levels {
+        means: vec![[0.0; 3]; width],
+        far: vec![0.0; width],
+        spread: vec![[0.0; 3]; width],
+        centre: vec![0.0; width],
+    };
+    let mut usual = Usual {
+        lift: vec![1.0; width],
+        reach: vec![f32::INFINITY; width],
+        size: vec![1.0; width],
+        noise,
+        ..Usual::default()
+    };
+    let mut deviations = vec![0.0; rows.len() * width];
+    let mut squares: Vec<[f64; 3]> = vec![[0.0; 3]; width];
+    let held_back = rows.len() - rows.len() / 3;
+    let mut at_held_back = vec![[0.0_f32; 3]; width];
+    let mut largest = vec![0.0_f32; width];
+    let mut fars: Vec<Vec<f32>> = vec![Vec::new(); width];
+    for sensor in 0..width {
+        let begin: Vec<f64> =
+            column(sensor).into_iter().take(BEGIN).filter(|value| !value.is_nan()).map(f64::from).collect();
+        levels.centre[sensor] = begin.iter().sum::<f64>() / begin.len().max(1) as f64;
+    }
+    for (step, row) in rows.iter().enumerate() {
+        if step == held_back {
+            for (mean, square) in at_held_back.iter_mut().zip(&squares) {
+                *mean = square.map(|square| (square / (held_back - WARM_UP).max(1) as f64) as f32);
+            }
+        }
+        for sensor in 0..width {
+            let value = row.get(sensor).copied().unwrap_or(f32::NAN);
+            let level = levels.take(&usual, sensor, value, &at_held_back[sensor]);
+            if level.deviation.is_nan() {
+                continue;
+            }
+            deviations[step * width + sensor] = level.deviation;
+            if step >= WARM_UP {
+                fars[sensor].push(levels.far[sensor].abs());
+                for (square, mean) in squares[sensor].iter_mut().zip(levels.means[sensor]) {
+                    *square += f64::from(mean * mean);
+                }
+            }
+            if step >= held_back {
+                largest[sensor] = largest[sensor].max(level.ratio);
+            }
+            levels.move_centre(&usual, sensor, value, (1.0 / CENTRE_STEPS).max(1.0 / (step + BEGIN) as f64));
+        }
+    }
+    for sensor in 0..width {
+        let warm = deviations.chunks_exact(width.max(1)).skip(WARM_UP);
+        let squares = warm.map(|row| row[sensor].clamp(-SIZE_MAX, SIZE_MAX).powi(2));
+        let (sum, count) =
+            squares.fold((0.0_f64, 0_usize), |(sum, count), square| (sum + f64::from(square), count + 1));
+        let size = (sum / count.max(1) as f64).sqrt() as f32;
+        usual.size[sensor] = if size > 0.0 { size } else { 1.0 };
+    }
+    let count = (rows.len() - WARM_UP.min(rows.len())).max(1) as f64;
+    usual.spread = squares.iter().map(|square| square.map(|square| (square / count) as f32)).collect();
+    usual.lift = largest.iter().map(|ratio| (ratio * LIFT).max(1.0)).collect();
+    usual.reach = fars.into_iter().map(reach).collect();
+    levels.spread.clone_from(&usual.spread);
+    usual.centre.clone_from(&levels.centre);
+    let wander = |sensor: usize, scale: usize| usual.spread[sensor][scale] / white(scale);
+    let slow: Vec<bool> = (0..width).map(|sensor| wander(sensor, MIDDLE).sqrt() > SLOW).collect();
+    let changed = usual.lift.iter().filter(|lift| **lift > CHANGED).count();
+    let is_constant = |sensor: &usize| !usual.is_usable(*sensor) && is_present(&column(*sensor));
+    let constant = (0..width).filter(is_constant).count();
+    Calibrated { usual, levels, deviations, slow, changed, constant }
+}
+
+fn reach(mut fars: Vec<f32>) -> f32 {
+    fars.sort_by(f32::total_cmp);
+    let place = (REACH_QUANTILE * fars.len() as f64) as usize;
+    let far = fars.get(place).or(fars.last()).copied().unwrap_or(f32::INFINITY);
+    far.max(LIMIT * white(0).sqrt())
+}
+
+fn is_present(column: &[f32]) -> bool {
+    column.iter().filter(|value| !value.is_nan()).count() as f64 >= PRESENT_MIN * column.len().max(1) as f64
+}
+
+/// The variance of a smoothed deviation that is pure noise.
+fn white(scale: usize) -> f32 {
+    WEIGHTS[scale] / (2.0 - WEIGHTS[scale])
+}
+
+impl Usual {
+    #[must_use]
+    pub fn is_usable(&self, sensor: usize) -> bool {
+        self.noise.get(sensor).is_some_and(|noise| *noise > 0.0)
+    }
+
+    #[must_use]
+    pub fn usable(&self) -> usize {
+        self.noise.iter().filter(|noise| **noise > 0.0).count()
+    }
+
+    /// A deviation in its usual sizes, as the pattern sees it; 0 without one.
+    #[must_use]
+    pub fn bounded(&self, sensor: usize, deviation: f32) -> f32 {
+        let size = self.size.get(sensor).copied().unwrap_or(1.0);
+        if deviation.is_nan() { 0.0 } else { (deviation / size).clamp(-DEVIATION_MAX, DEVIATION_MAX) }
+    }
+
+    fn limit(&self, sensor: usize, scale: usize, spread: f32) -> f32 {
+        let wander = (spread / white(scale)).max(1.0);
+        LIMIT * white(scale).sqrt() * wander.powf(WANDER_POWER) * self.lift.get(sensor).copied().unwrap_or(1.0)
+    }
+}
+
+impl Levels {
+    /// What a step's value says; the smoothed deviations go on.
+    pub fn step(&mut self, usual: &Usual, sensor: usize, value: f32) -> Level {
+        let learnt = usual.spread.get(sensor).copied().unwrap_or_default();
+        self.take(usual, sensor, value, &learnt)
+    }
+
+    fn take(&mut self, usual: &Usual, sensor: usize, value: f32, learnt: &Means) -> Level {
+        let noise = f64::from(usual.noise.get(sensor).copied().unwrap_or_default());
+        if noise <= 0.0 || value.is_nan() {
+            return Level { deviation: f32::NAN, ..Level::default() };
+        }
+        let deviation = (f64::from(value) - self.centre[sensor]) / noise;
+        let bounded = deviation.clamp(-STEP_MAX, STEP_MAX) as f32;
+        let mut ratio = 0.0_f32;
+        for scale in 0..WEIGHTS.len() {
+            let mean = &mut self.means[sensor][scale];
+            *mean += WEIGHTS[scale] * (bounded - *mean);
+            let spread = learnt[scale].max(self.spread[sensor][scale]);
+            ratio = ratio.max(mean.abs() / usual.limit(sensor, scale, spread));
+        }
+        let far = &mut self.far[sensor];
+        *far += WEIGHTS[0] * (deviation as f32 - *far);
+        let (now, learnt) = (self.spread[sensor][0], learnt[0].max(white(0)));
+        if learnt < WANDER_MAX * white(0) {
+            ratio = ratio.max(far.abs() / (FAR * usual.reach[sensor] * (now / learnt).max(1.0).sqrt()));
+        }
+        Level { deviation: deviation as f32, ratio, middle: self.means[sensor][MIDDLE] }
+    }
+
+    /// The centre goes on; deviations are then counted from there.
+    pub fn follow(&mut self, usual: &Usual, sensor: usize, follow: Follow, value: f32) {
+        let calm = |ratio: f32| {
+            let beyond = ((1.0 - ratio) / (1.0 - SUSPECT)).clamp(0.0, 1.0);
+            f64::from(beyond * beyond) / CENTRE_STEPS
+        };
+        let weight = match follow {
+            Follow::Stay => return,
+            Follow::Warily { ratio } => WARY * calm(ratio),
+            Follow::Slowly { ratio } => {
+                self.remember(usual, sensor);
+                calm(ratio)
+            }
+            Follow::Settle => 1.0 / SETTLE_CENTRE_STEPS,
+        };
+        self.move_centre(usual, sensor, value, weight);
+    }
+
+    fn move_centre(&mut self, usual: &Usual, sensor: usize, value: f32, weight: f64) {
+        let noise = f64::from(usual.noise[sensor]);
+        let way = weight * ((f64::from(value) - self.centre[sensor]) / noise).clamp(-STEP_MAX, STEP_MAX);
+        self.centre[sensor] += way * noise;
+        for mean in &mut self.means[sensor] {
+            *mean -= way as f32;
+        }
+        self.far[sensor] -= way as f32;
+    }
+
+    /// The wandering of now.
+    fn remember(&mut self, usual: &Usual, sensor: usize) {
+        for scale in 0..WEIGHTS.len() {
+            let mean = self.means[sensor][scale];
+            let spread = self.spread[sensor][scale];
+            let limit = usual.limit(sensor, scale, spread.max(usual.spread[sensor][scale]));
+            self.spread[sensor][scale] += (mean.abs().min(limit).powi(2) - spread) / SPREAD_STEPS;
+        }
+    }
+
+    /// After a pause nothing is smoothed with what was before it.
+    pub fn reset(&mut self) {
+        self.means.fill([0.0; WEIGHTS.len()]);
+        self.far.fill(0.0);
+    }
+
+    /// What the sensors show now is where they belong.
+    pub fn accept(&mut self, step: &[f32]) {
+        for (centre, value) in self.centre.iter_mut().zip(step) {
+            if !value.is_nan() {
+                *centre = f64::from(*value);
+            }
+        }
+        self.reset();
+    }
+}
