@@ -1,7 +1,7 @@
 //! What a machine's calibration learns of it, and when it refuses to.
 //!
-//! Each sensor's noise and wandering (`levels.rs`), and how they move together: by a model where there is one, else by the built-in
-//! pattern. Limits come from data that were held back. A model is given the machine as the levels see it: each value as its
+//! Each sensor's noise and wandering (`levels.rs`), and how they move together: for the built-in pattern, and for a model
+//! where there is one. Limits come from data that were held back. A model is given the machine as the levels see it: each value as its
 //! deviation from the centre of that moment, put back on the centre at which calibration ended, so that a machine that drifts
 //! slowly does not leave what the model remembers. The first two thirds of the steps are the model's memory, the last third
 //! gives its threshold: 1.5 × the 99th percentile of the raw scores.
@@ -22,6 +22,10 @@ use super::{
 
 const QUANTILE: f64 = 0.99;
 const MARGIN: f32 = 1.5;
+/// So many usable sensors are enough, however many others are of no use.
+const SENSORS_ENOUGH: usize = 3;
+/// A model is told of no smaller variance.
+const VARIANCE_MIN: f64 = 1e-3;
 
 /// Steps of a calibration that is under way.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -148,7 +152,7 @@ impl Learnt {
     pub fn from_rows(rows: &Rows, model: Option<&Model>) -> Result<(Self, Levels), Uncalibrated> {
         let width = rows.width();
         let all: Vec<&[f32]> = rows.iter().collect();
-        let levels::Calibrated { usual, levels, deviations, slow, changed, constant } = levels::calibrate(&all, width);
+        let levels::Calibrated { usual, levels, deviations, changed, constant } = levels::calibrate(&all, width);
         let (of, usable) = (count(width), usual.usable());
         if usable == 0 || (usable * 2 < width && usable < SENSORS_ENOUGH) {
             let constant = count(constant);
@@ -161,9 +165,7 @@ impl Learnt {
         if !left_out.is_empty() {
             tracing::info!(?left_out, "sensors that never moved, or were mostly away, are not judged");
         }
-        let channels: Vec<u16> = (0..of)
-            .filter(|ix| usual.is_usable(usize::from(*ix)) && !slow.get(usize::from(*ix)).copied().unwrap_or(true))
-            .collect();
+        let channels: Vec<u16> = (0..of).filter(|ix| usual.is_usable(usize::from(*ix))).collect();
         let bounded: Vec<f32> = deviations
             .chunks_exact(width)
             .flat_map(|row| channels.iter().map(|ix| usual.bounded(usize::from(*ix), row[usize::from(*ix)])))
@@ -195,9 +197,6 @@ impl Learnt {
         postcard::to_stdvec(&Self { model, ..self.clone() }).unwrap_or_default()
     }
 }
-
-/// So many usable sensors are enough, however many others are of no use.
-const SENSORS_ENOUGH: usize = 3;
 
 fn count(sensors: usize) -> u16 {
     u16::try_from(sensors).unwrap_or(u16::MAX)
@@ -320,8 +319,6 @@ fn components(rows: &[&[f32]], width: usize, wanted: usize) -> (Vec<f32>, Vec<f3
     }
     (loadings, eigenvalues)
 }
-
-const VARIANCE_MIN: f64 = 1e-3;
 
 fn threshold(mut scores: Vec<f32>) -> f32 {
     if scores.is_empty() {

@@ -22,8 +22,6 @@ pub const WEIGHTS: [f32; 3] = [0.3, 0.15, 0.07];
 pub const MIDDLE: usize = 1;
 /// A limit, in standard deviations of a mean of pure noise.
 const LIMIT: f32 = 4.4;
-/// How the limit grows with the wandering: as its variance to this power.
-const WANDER_POWER: f32 = 1.0;
 const CENTRE_STEPS: f64 = 100.0;
 /// Times the usual reach. Not where a sensor wanders too much to have one: as a variance, in those of a mean of pure noise.
 const FAR: f32 = 9.0;
@@ -51,8 +49,6 @@ const PRESENT_MIN: f64 = 0.8;
 const TINY: f32 = 1e-12;
 /// In noises: what a deviation counts at most in its usual size.
 const SIZE_MAX: f32 = 18.0;
-/// Where the wandering makes this many times the noise of a mean, a sensor says nothing of a pattern.
-const SLOW: f32 = 99.0;
 /// A held-back part that is so far over the limit is of another state of the machine.
 const CHANGED: f32 = 6.0;
 
@@ -119,8 +115,6 @@ pub struct Calibrated {
     pub levels: Levels,
     /// Row after row, in noises; 0 without a value.
     pub deviations: Vec<f32>,
-    /// Sensors that wander far more than they are noisy.
-    pub slow: Vec<bool>,
     /// Sensors that were elsewhere in the held-back part than before.
     pub changed: usize,
     /// Sensors that had values and never moved.
@@ -217,12 +211,10 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
     usual.reach = fars.into_iter().map(reach).collect();
     levels.spread.clone_from(&usual.spread);
     usual.centre.clone_from(&levels.centre);
-    let wander = |sensor: usize, scale: usize| usual.spread[sensor][scale] / white(scale);
-    let slow: Vec<bool> = (0..width).map(|sensor| wander(sensor, MIDDLE).sqrt() > SLOW).collect();
     let changed = usual.lift.iter().filter(|lift| **lift > CHANGED).count();
     let is_constant = |sensor: &usize| !usual.is_usable(*sensor) && is_present(&column(*sensor));
     let constant = (0..width).filter(is_constant).count();
-    Calibrated { usual, levels, deviations, slow, changed, constant }
+    Calibrated { usual, levels, deviations, changed, constant }
 }
 
 fn reach(mut fars: Vec<f32>) -> f32 {
@@ -261,7 +253,7 @@ impl Usual {
 
     fn limit(&self, sensor: usize, scale: usize, spread: f32) -> f32 {
         let wander = (spread / white(scale)).max(1.0);
-        LIMIT * white(scale).sqrt() * wander.powf(WANDER_POWER) * self.lift.get(sensor).copied().unwrap_or(1.0)
+        LIMIT * white(scale).sqrt() * wander * self.lift.get(sensor).copied().unwrap_or(1.0)
     }
 }
 

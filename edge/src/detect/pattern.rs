@@ -7,7 +7,7 @@
 //! two is no pattern. It is smoothed over about two steps.
 //!
 //! Its limit comes from calibration data that were held back, fold by fold: what a weighted sum of squares with the folds' mean and variance
-//! exceeds once in [`FALSE_RATE`] steps (G. E. P. Box, *Some theorems on quadratic forms*, 1954: a scaled χ²; its quantile after Wilson
+//! exceeds once in 1,000 steps (G. E. P. Box, *Some theorems on quadratic forms*, 1954: a scaled χ²; its quantile after Wilson
 //! and Hilferty, 1931), and no less than the largest seen, and [`MARGIN`] more. While nothing is wrong the statistic's usual level is followed slowly, and the limit with it.
 //!
 //! A sensor's share is its part of the sum (partial decomposition: C. F. Alcala and S. J. Qin, 2011), where that is positive.
@@ -27,8 +27,7 @@ const DIRECTION_MAX: f32 = 6.0;
 const VARIANCE_MIN: f64 = 0.2;
 const SMOOTH_WEIGHT: f32 = 0.5;
 const FOLDS: usize = 5;
-/// One step in 1,000: 3.09 standard deviations of a normal distribution.
-pub const FALSE_RATE: f64 = 1e-3;
+/// One step in 1,000, as standard deviations of a normal distribution.
 const FALSE_RATE_Z: f64 = 3.090_2;
 /// Above the limit of the held-back data, in squares.
 const MARGIN: f32 = 8.0;
