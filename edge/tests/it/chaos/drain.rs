@@ -149,6 +149,7 @@ async fn alarms_overtake_a_backlog_that_is_drained_beside_live_data() {
     let rate = (Backlog::of(&plant, &database).await.stored - full.stored) as f64 / drained;
     live.enough.store(true, Relaxed);
     live.task.await.unwrap();
+    wait("the rest of it", || plant.edge_metric(BACKLOG_BYTES) < 1.0).await;
 
     // Each pump's interval is a second.
     let times = rate / f64::from(pumps);
