@@ -10,7 +10,7 @@
 //! 4. Sensors that freeze, saturate or fall silent are told apart (`faults.rs`), and so are those that drift away from what the
 //!    others say (`drift.rs`): they do not count for the machine.
 //!
-//! A machine that is off or out of service is not judged; an anomaly that was open stays open until it is judged again. With
+//! A machine that is off, idle or out of service is neither learnt from nor judged (idle is another machine than running); an anomaly that was open stays open until it is judged again. With
 //! less than half of its usable sensors the detector is blind.
 //!
 //! Health is 100 % up to half the threshold, falls to 60 % at the threshold and to 0 % at three times it, linearly
@@ -237,7 +237,7 @@ impl Detector {
         }
         self.remember(step);
         self.core.score = None;
-        if mode == Mode::Off || self.core.out_of_service {
+        if matches!(mode, Mode::Off | Mode::Idle) || self.core.out_of_service {
             self.core.settle = SETTLE_STEPS;
             self.core.judge.reset();
             return;

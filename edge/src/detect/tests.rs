@@ -138,10 +138,12 @@ fn a_constant_sensor_is_left_out_and_half_of_them_missing_blinds() {
 #[test]
 fn a_machine_that_is_off_is_not_judged() {
     let mut run = Run::calibrated();
-    for second in 300..400 {
-        run.detector.step(&step(second, vec![0.0; 4]), Mode::Off, &mut Vec::new());
+    for (seconds, mode) in [(300..350, Mode::Off), (350..400, Mode::Idle)] {
+        for second in seconds {
+            run.detector.step(&step(second, vec![0.0; 4]), mode, &mut Vec::new());
+        }
+        assert_eq!(run.detector.present(mode).score, None);
     }
-    assert_eq!(run.detector.present(Mode::Off).score, None);
     run.second = 400;
     run.go(100, |_, _| {});
     assert_eq!(run.events, []);
