@@ -154,6 +154,9 @@ fn check_anomaly(anomaly: &Anomaly, now: Timestamp) -> Result<(), Reason> {
     if anomaly.shares.len() > SENSORS_MAX {
         return Err("too_many_sensors");
     }
+    if !anomaly.score.is_finite() || !anomaly.score_max.is_finite() {
+        return Err("bad_score");
+    }
     if anomaly.model.len() > TEXT_BYTES_MAX || anomaly.model.chars().any(char::is_control) {
         return Err("bad_text");
     }

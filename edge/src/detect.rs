@@ -167,6 +167,7 @@ impl Detector {
     /// Learns anew what is normal. An open anomaly is closed.
     pub fn recalibrate(&mut self, at: Timestamp, events: &mut Vec<EventKind>) {
         self.close(events);
+        self.core.faults.close(events);
         tracing::info!(at = at.as_millis(), "a machine is calibrated anew");
         self.start_calibration();
     }
@@ -183,11 +184,9 @@ impl Detector {
     /// What the machine shows now is normal from now on: an open anomaly is closed, and the levels stand where the sensors are.
     pub fn accept_new_normal(&mut self, at: Timestamp, events: &mut Vec<EventKind>) {
         let Some((_, values)) = self.history.back() else { return };
-        if self.learnt.is_none() {
-            return;
-        }
+        let Some(learnt) = &self.learnt else { return };
         tracing::info!(at = at.as_millis(), "what a machine shows is its new normal");
-        self.core.judge.accept(values);
+        self.core.judge.accept(values, learnt, self.settings.model.is_some(), &self.core.faults);
         self.close(events);
     }
 
@@ -244,6 +243,11 @@ impl Detector {
         }
         let end = step.start.plus_us(self.step_us);
         let Some(learnt) = self.learnt.take() else {
+            // What comes after a pause is not usual yet.
+            if self.core.settle > 0 {
+                self.core.settle -= 1;
+                return;
+            }
             self.core.faults.learn(step);
             self.rows.push(&step.values);
             if !self.until_told && self.rows.len() >= self.calibration_steps() {
@@ -357,6 +361,9 @@ impl Detector {
         let mut sensors: Vec<u16> = (0..).zip(shares).filter(|(_, share)| **share > 0.0).map(|(ix, _)| ix).collect();
         sensors.sort_by(|a, b| shares[usize::from(*b)].total_cmp(&shares[usize::from(*a)]));
         sensors.truncate(WINDOW_SENSORS_MAX);
+        if sensors.is_empty() {
+            return None;
+        }
         // After a pause the rows before it are not of this window.
         let (last, _) = self.history.back()?;
         let mut rows = 0_i64;

@@ -408,8 +408,8 @@ impl Window {
             }
             measured.push(count > 0);
             values.push(match sensor.last {
-                _ if count > 0 => (sum / f64::from(count)) as f32,
-                Some((_, value)) if sensor.holds(start, self.periods.hold_us) => value as f32,
+                _ if count > 0 => single(sum / f64::from(count)),
+                Some((_, value)) if sensor.holds(start, self.periods.hold_us) => single(value),
                 _ => f32::NAN,
             });
         }
@@ -441,6 +441,11 @@ impl Window {
         let sensors: Vec<_> = self.sensors.iter().enumerate().map(summary).collect();
         sensors.iter().any(Option::is_some).then_some(Interval { start, sensors, energy_wh })
     }
+}
+
+/// As the detector takes it: finite.
+fn single(value: f64) -> f32 {
+    value.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32
 }
 
 impl Sensor {

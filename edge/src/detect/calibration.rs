@@ -22,6 +22,8 @@ use super::{
 
 const QUANTILE: f64 = 0.99;
 const MARGIN: f32 = 1.5;
+/// Fewer rows say nothing.
+const ROWS_MIN: usize = 60;
 /// So many usable sensors are enough, however many others are of no use.
 const SENSORS_ENOUGH: usize = 3;
 /// A model is told of no smaller variance.
@@ -113,6 +115,8 @@ pub struct Learnt {
     pub pattern: Option<Pattern>,
     /// Where a model judges in the pattern's place, for as long as it is there.
     pub model: Option<LearntModel>,
+    /// The model that calibration was made with, taken or found wanting.
+    pub tried: Option<String>,
     /// Where some sensors predict others.
     pub belonging: Option<Belonging>,
 }
@@ -151,6 +155,10 @@ impl Learnt {
     /// If there is nothing to judge by.
     pub fn from_rows(rows: &Rows, model: Option<&Model>) -> Result<(Self, Levels), Uncalibrated> {
         let width = rows.width();
+        if rows.len() < ROWS_MIN {
+            let of = count(width);
+            return Err(Uncalibrated::TooFew { constant: 0, missing: of, of });
+        }
         let all: Vec<&[f32]> = rows.iter().collect();
         let levels::Calibrated { usual, levels, deviations, changed, constant } = levels::calibrate(&all, width);
         let (of, usable) = (count(width), usual.usable());
@@ -182,7 +190,7 @@ impl Learnt {
         });
         let belonging = Belonging::calibrate(bounded, &channels);
         let pattern = Pattern::calibrate(bounded, channels);
-        Ok((Self { usual, pattern, model: learnt, belonging }, levels))
+        Ok((Self { usual, pattern, model: learnt, tried: model.map(ToString::to_string), belonging }, levels))
     }
 
     /// What all sensors together are compared with.

@@ -40,6 +40,12 @@ impl Faults {
         self.0.get(sensor).is_some_and(|watch| watch.frozen.is_some() || watch.saturated.is_some())
     }
 
+    /// Whether it is frozen, saturated or silent.
+    #[must_use]
+    pub fn is_faulty(&self, sensor: usize) -> bool {
+        self.is_frozen(sensor) || self.0.get(sensor).is_some_and(|watch| watch.missing.is_some())
+    }
+
     /// Ends what is active, and looks for it anew.
     pub fn close(&mut self, events: &mut Vec<EventKind>) {
         for (ix, watch) in self.0.iter_mut().enumerate() {

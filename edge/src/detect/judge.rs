@@ -65,10 +65,25 @@ impl Judge {
         self.recent.clear();
     }
 
-    /// What the sensors show now is where they belong.
-    pub fn accept(&mut self, values: &[f32]) {
-        self.levels.accept(values);
+    /// What the sensors show now is where they belong, but for those that are at fault themselves.
+    pub fn accept(&mut self, values: &[f32], learnt: &Learnt, by_model: bool, faults: &Faults) {
+        let (drifting, mut accepted) = (self.drifting(), values.to_vec());
+        for (sensor, value) in accepted.iter_mut().enumerate() {
+            if faults.is_faulty(sensor) || drifting == Some(sensor) {
+                *value = f32::NAN;
+            }
+        }
+        self.levels.accept(&accepted);
+        if let Some(limit) = learnt.limit(by_model) {
+            self.course.accept(limit);
+        }
         self.reset();
+    }
+
+    /// Another judge than before judges all sensors together.
+    pub fn forget_course(&mut self) {
+        self.course = Course::default();
+        self.recent.clear();
     }
 
     /// All that was found is over; the sensor's fault that ends with it.
@@ -129,13 +144,17 @@ impl Judge {
             _ => self.compare(learnt, &seen),
         };
         let together = if apart.ratio > together.ratio { apart } else { together };
-        self.find(learnt, model.is_some(), &seen, together.ratio, &step.values);
+        self.find(learnt, model.is_some(), &seen, together.ratio, step, faults);
         Some(judged(&seen, &together))
     }
 
     /// What does not belong together any more: one sensor's fault, or else the machine's.
     fn watch_drift(&mut self, learnt: &Learnt, seen: &[Level], at: Timestamp, events: &mut Vec<EventKind>) -> Together {
         let Some(belonging) = &learnt.belonging else { return Together::default() };
+        // What is silent does not come back to the others by that.
+        if self.drifting().is_some_and(|sensor| seen.get(sensor).is_none_or(|level| level.deviation.is_nan())) {
+            return Together::default();
+        }
         let row = bounded(learnt, &belonging.channels, seen);
         let drift::Said { change, ratio, shares } = self.drift.step(belonging, &row, at);
         events.extend(change.map(|(sensor, since, active)| drifting(sensor, since, active)));
@@ -175,8 +194,16 @@ impl Judge {
     }
 
     /// Begins and ends findings, and lets the levels follow where nothing is wrong.
-    fn find(&mut self, learnt: &Learnt, by_model: bool, seen: &[Level], ratio_together: f32, values: &[f32]) {
-        let was_wrong = self.is_wrong();
+    fn find(
+        &mut self,
+        learnt: &Learnt,
+        by_model: bool,
+        seen: &[Level],
+        ratio_together: f32,
+        step: &Step,
+        faults: &Faults,
+    ) {
+        let (was_wrong, drifting) = (self.is_wrong(), self.drifting());
         let evidence = Evidence { ratio: ratio_together, calm_below: CALM.sqrt(), deviation: None };
         let change = self.together.step(&evidence);
         if change == Some(Change::Ended) {
@@ -189,6 +216,10 @@ impl Judge {
         }
         for (sensor, (finding, level)) in self.findings.iter_mut().zip(seen).enumerate() {
             if level.deviation.is_nan() {
+                // It is the sensor's own fault by now: it says nothing of the machine, and its centre stays where it was.
+                if finding.is_on() && (faults.is_faulty(sensor) || drifting == Some(sensor)) {
+                    *finding = Finding::default();
+                }
                 continue;
             }
             let is_settling = finding.is_settling();
@@ -203,7 +234,7 @@ impl Judge {
                 (false, false, true) => Follow::Warily { ratio },
                 (false, false, false) => Follow::Slowly { ratio },
             };
-            self.levels.follow(&learnt.usual, sensor, follow, values[sensor]);
+            self.levels.follow(&learnt.usual, sensor, follow, step.values[sensor]);
         }
     }
 }

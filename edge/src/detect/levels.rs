@@ -46,6 +46,8 @@ pub const WARM_UP: usize = 40;
 const BEGIN: usize = 20;
 /// Values in fewer of the steps than this leave a sensor out.
 const PRESENT_MIN: f64 = 0.8;
+/// What is farther is told as if it were there: figures stay finite, and one wild reading is soon forgotten.
+const DEVIATION_MOST: f64 = 1e4;
 const TINY: f32 = 1e-12;
 /// In noises: what a deviation counts at most in its usual size.
 const SIZE_MAX: f32 = 18.0;
@@ -175,7 +177,7 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
     for (step, row) in rows.iter().enumerate() {
         if step == held_back {
             for (mean, square) in at_held_back.iter_mut().zip(&squares) {
-                *mean = square.map(|square| (square / (held_back - WARM_UP).max(1) as f64) as f32);
+                *mean = square.map(|square| (square / held_back.saturating_sub(WARM_UP).max(1) as f64) as f32);
             }
         }
         for sensor in 0..width {
@@ -269,7 +271,7 @@ impl Levels {
         if noise <= 0.0 || value.is_nan() {
             return Level { deviation: f32::NAN, ..Level::default() };
         }
-        let deviation = (f64::from(value) - self.centre[sensor]) / noise;
+        let deviation = ((f64::from(value) - self.centre[sensor]) / noise).clamp(-DEVIATION_MOST, DEVIATION_MOST);
         let bounded = deviation.clamp(-STEP_MAX, STEP_MAX) as f32;
         let mut ratio = 0.0_f32;
         for scale in 0..WEIGHTS.len() {

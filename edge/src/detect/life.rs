@@ -56,7 +56,7 @@ impl Life {
         }
         self.blocks.push((self.sum / f64::from(self.count)) as f32);
         (self.sum, self.count) = (0.0, 0);
-        if self.blocks.len() > BLOCKS_MAX {
+        if self.blocks.len() >= BLOCKS_MAX {
             self.blocks = self.blocks.chunks_exact(2).map(|pair| f32::midpoint(pair[0], pair[1])).collect();
             self.block_steps = self.block_steps.saturating_mul(2);
         }

@@ -183,7 +183,9 @@ impl Pattern {
     #[must_use]
     pub fn calibrate(rows: Rows<'_>, channels: Vec<u16>) -> Option<Self> {
         let rows = Rows { values: rows.values.get(WARM_UP * rows.width..)?, width: rows.width };
-        if channels.len() < SENSORS_MIN || rows.len() < FOLDS * 2 * FOLD_WARM_UP {
+        // With hardly more rows than sensors the folds know fewer directions than there are.
+        let is_too_wide = rows.len() * (FOLDS - 1) / FOLDS < channels.len() * 5 / 4;
+        if channels.len() < SENSORS_MIN || is_too_wide || rows.len() < FOLDS * 2 * FOLD_WARM_UP {
             return None;
         }
         let mut held_back = Vec::with_capacity(rows.len());
@@ -258,6 +260,13 @@ impl Course {
         let smooth = self.smooth.get_or_insert(statistic);
         *smooth += SMOOTH_WEIGHT * (statistic - *smooth);
         *smooth
+    }
+
+    /// The statistic of now is usual.
+    pub fn accept(&mut self, limit: Limit) {
+        if let Some(smooth) = self.smooth {
+            self.level = Some(self.level.unwrap_or(limit.level).max(smooth));
+        }
     }
 
     /// After a pause.

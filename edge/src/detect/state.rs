@@ -68,6 +68,10 @@ impl Detector {
         let whole = if learnt_bytes > 0 {
             let learnt = learnt_of(parts, serial, learnt_bytes);
             this.learnt = learnt.and_then(|learnt| this.prepare(learnt));
+            if this.learnt.as_ref().is_some_and(|learnt| learnt.model.is_some()) && this.settings.model.is_none() {
+                // What the model made of the machine says nothing to the built-in pattern.
+                this.core.judge.forget_course();
+            }
             this.learnt_bytes = state.learnt_bytes;
             this.learnt.is_some()
         } else {
@@ -89,11 +93,11 @@ impl Detector {
     /// `None` if the model that is to judge has not been calibrated.
     fn prepare(&self, mut learnt: Learnt) -> Option<Learnt> {
         let Some(model) = &self.settings.model else { return Some(learnt) };
-        // Where the built-in pattern was taken although there was a model, the model was tried and found wanting.
-        let Some(of_model) = &mut learnt.model else { return Some(learnt) };
-        if of_model.name != model.to_string() {
+        if learnt.tried.as_deref() != Some(model.to_string().as_str()) {
             return None;
         }
+        // Where the built-in pattern was taken although there was a model, the model was tried and found wanting.
+        let Some(of_model) = &mut learnt.model else { return Some(learnt) };
         if let Err(error) = of_model.prepare(model) {
             tracing::warn!(%model, %error, "the model cannot judge a machine: levels alone do");
             learnt.model = None;

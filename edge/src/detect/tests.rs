@@ -298,3 +298,42 @@ fn a_calibration_of_nothing_is_refused_and_tried_again() {
     run.go(450, |_, _| {});
     assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Watching);
 }
+
+#[test]
+fn a_sensor_that_turns_out_to_be_at_fault_ends_the_anomaly_that_it_began() {
+    let mut run = Run::calibrated();
+    run.go(200, |_, values| values[1] = 99.0);
+    let kinds: Vec<_> = run.events.iter().map(|(_, event)| event).collect();
+    assert!(matches!(kinds[0], EventKind::AnomalyOpened(_)), "{kinds:?}");
+    let closed = kinds.iter().position(|event| matches!(event, EventKind::AnomalyClosed(_)));
+    let saturated = kinds.iter().position(|event| matches!(event, EventKind::SensorFault(_)));
+    assert!(closed.is_some() && saturated < closed, "{kinds:?}");
+    assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Watching);
+}
+
+#[test]
+fn one_wild_reading_leaves_nothing_that_is_not_finite() {
+    let mut run = Run::calibrated();
+    run.go(1, |_, values| values[2] = f32::MAX).go(400, |_, _| {});
+    for (_, event) in &run.events {
+        if let EventKind::AnomalyOpened(a) | EventKind::AnomalyUpdated(a) | EventKind::AnomalyClosed(a) = event {
+            assert!(a.score.is_finite() && a.score_max.is_finite(), "{a:?}");
+            assert!((a.shares.iter().sum::<f32>() - 1.0).abs() < 1e-4, "{a:?}");
+        }
+    }
+    assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Watching);
+    assert!(run.events.len() <= 4, "it is soon forgotten: {:?}", run.events.len());
+}
+
+#[test]
+fn a_model_that_is_named_later_is_calibrated() {
+    let mut run = Run::calibrated();
+    let mut parts = Vec::new();
+    let core = run.detector.save(&mut parts);
+    let parts: BTreeMap<u16, Vec<u8>> = parts.into_iter().collect();
+    let settings = DetectSettings { calibration_steps: 300, model: Some(model()) };
+    run.detector = Detector::restore(settings, SECOND, core, &parts);
+    assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Calibrating { percent: 0 });
+    run.go(300, |_, _| {});
+    assert_eq!(run.detector.judge_name(), model().to_string());
+}
