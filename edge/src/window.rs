@@ -32,7 +32,7 @@ mod accumulator;
 mod open;
 mod seen;
 
-use accumulator::{Accumulator, Energy};
+use accumulator::{Accumulator, Energy, single};
 use open::OpenInterval;
 
 /// Steps that may be open at once. Beyond it the oldest are closed early, and their readings still count in their intervals.
@@ -66,13 +66,6 @@ pub enum Taken {
     Counted,
     Late,
     Duplicate,
-}
-
-/// What was closed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Closed {
-    Step(Step),
-    Interval(Interval),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -441,11 +434,6 @@ impl Window {
         let sensors: Vec<_> = self.sensors.iter().enumerate().map(summary).collect();
         sensors.iter().any(Option::is_some).then_some(Interval { start, sensors, energy_wh })
     }
-}
-
-/// As the detector takes it: finite.
-fn single(value: f64) -> f32 {
-    value.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32
 }
 
 impl Sensor {

@@ -132,3 +132,8 @@ impl Energy {
         found
     }
 }
+
+/// As the detector takes it: finite.
+pub(super) fn single(value: f64) -> f32 {
+    value.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32
+}
