@@ -4,7 +4,7 @@
 
 use gemba_shared::telemetry::{
     Anomaly, Catalog, DetectorState, Event, EventKind, Mode, Quality, Remaining, SENSORS_MAX, SensorSummary, Summary,
-    Uncalibrated, Verdict,
+    Verdict,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -195,7 +195,7 @@ impl From<&Verdict> for Judged {
             DetectorState::Uncalibrated { .. } => ("uncalibrated", 4, None),
         };
         let note = match verdict.detector {
-            DetectorState::Uncalibrated { reason } => Some(why_uncalibrated(reason)),
+            DetectorState::Uncalibrated { reason } => Some(format!("Not calibrated: {reason}")),
             _ => None,
         };
         let (mode, mode_code) = match verdict.mode {
@@ -217,18 +217,6 @@ impl From<&Verdict> for Judged {
             remaining: verdict.remaining.filter(|life| {
                 [life.low_s, life.likely_s, life.high_s].iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0)
             }),
-        }
-    }
-}
-
-/// For people.
-fn why_uncalibrated(reason: Uncalibrated) -> String {
-    match reason {
-        Uncalibrated::TooFew { constant, missing, of } => {
-            format!("Not calibrated: of {of} channels, {constant} constant and {missing} mostly without values")
-        }
-        Uncalibrated::Unsteady { sensors, of } => {
-            format!("Not calibrated: {sensors} of {of} channels changed from one level to another meanwhile")
         }
     }
 }

@@ -21,7 +21,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use gemba_shared::{
     ids::SensorId,
-    telemetry::{DetectorState, EventKind, Mode, SensorFaultKind, Timestamp, Uncalibrated},
+    telemetry::{DetectorState, EventKind, Mode, SensorFaultKind, Timestamp},
 };
 
 use crate::{
@@ -158,18 +158,6 @@ fn judge(path: &Path, args: &BacktestArgs, model: Option<Arc<Model>>, lines: Opt
         machine.take(&row)?;
     }
     machine.finish(path, recording.skipped().summary())
-}
-
-/// For people.
-fn why(reason: Uncalibrated) -> String {
-    match reason {
-        Uncalibrated::TooFew { constant, missing, of } => {
-            format!("not calibrated: of {of} channels, {constant} constant and {missing} mostly without values")
-        }
-        Uncalibrated::Unsteady { sensors, of } => {
-            format!("not calibrated: {sensors} of {of} channels changed from one level to another meanwhile")
-        }
-    }
 }
 
 /// One recording's machine.
@@ -321,7 +309,7 @@ impl Machine {
             step_us: self.step_us,
             sampled_us: self.sampled_us,
             rows: self.rows,
-            refused: self.detector.refusal().map(why),
+            refused: self.detector.refusal().map(|reason| format!("not calibrated: {reason}")),
             alarms: self.alarms,
             shifts: self.shifts,
             score: self.score,

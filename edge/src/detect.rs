@@ -10,8 +10,8 @@
 //! 4. Sensors that freeze, saturate or fall silent are told apart (`faults.rs`), and so are those that drift away from what the
 //!    others say (`drift.rs`): they do not count for the machine.
 //!
-//! A machine that is off, idle or out of service is neither learnt from nor judged (idle is another machine than running); an anomaly that was open stays open until it is judged again. With
-//! less than half of its usable sensors the detector is blind.
+//! A machine that is off, idle or out of service is neither learnt from nor judged (idle is another machine than running); an
+//! anomaly that was open stays open until it is judged again. With less than half of its usable sensors the detector is blind.
 //!
 //! Health is 100 % up to half the threshold, falls to 60 % at the threshold and to 0 % at three times it, linearly
 //! in between, of the score smoothed over about ten steps. Its trend says how long the machine has (`life.rs`).

@@ -5,6 +5,8 @@
 //!
 //! Enums are append-only: postcard writes a variant as its number.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{MachineId, SensorId};
@@ -112,6 +114,20 @@ pub enum Uncalibrated {
     TooFew { constant: u16, missing: u16, of: u16 },
     /// The machine changed from one state to another, so that nothing was usual.
     Unsteady { sensors: u16, of: u16 },
+}
+
+/// For people.
+impl fmt::Display for Uncalibrated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooFew { constant, missing, of } => {
+                write!(f, "of {of} channels, {constant} constant and {missing} mostly without values")
+            }
+            Self::Unsteady { sensors, of } => {
+                write!(f, "{sensors} of {of} channels changed from one level to another meanwhile")
+            }
+        }
+    }
 }
 
 /// How long a machine has until its health is 0 %, if its wear goes on as it did: seconds.

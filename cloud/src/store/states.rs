@@ -26,9 +26,8 @@ pub async fn update(
 ) -> Result<(), StoreError> {
     try_join_all(rows.iter().map(async |row| {
         let Judged { detector, calibration_percent, note, score, health_percent, mode, remaining, .. } = &row.judged;
-        let remaining = remaining.map(|life| (life.likely_s, life.low_s, life.high_s));
-        let (likely_s, low_s, high_s) =
-            (remaining.map(|life| life.0), remaining.map(|life| life.1), remaining.map(|life| life.2));
+        let [likely_s, low_s, high_s] =
+            remaining.map_or([None; 3], |life| [life.likely_s, life.low_s, life.high_s].map(Some));
         client
             .execute(
                 statement,

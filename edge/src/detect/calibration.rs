@@ -10,10 +10,11 @@
 //! changing. Calibration then goes on with newer steps.
 
 use gemba_shared::telemetry::Uncalibrated;
-use nalgebra::{DMatrix, SymmetricEigen};
+use nalgebra::SymmetricEigen;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    CALIBRATION_STEPS_MIN,
     drift::Belonging,
     levels::{self, Levels, Usual},
     model::{Calibrated, Model, ModelError},
@@ -22,8 +23,6 @@ use super::{
 
 const QUANTILE: f64 = 0.99;
 const MARGIN: f32 = 1.5;
-/// Fewer rows say nothing.
-const ROWS_MIN: usize = 60;
 /// So many usable sensors are enough, however many others are of no use.
 const SENSORS_ENOUGH: usize = 3;
 /// A model is told of no smaller variance.
@@ -155,7 +154,7 @@ impl Learnt {
     /// If there is nothing to judge by.
     pub fn from_rows(rows: &Rows, model: Option<&Model>) -> Result<(Self, Levels), Uncalibrated> {
         let width = rows.width();
-        if rows.len() < ROWS_MIN {
+        if rows.len() < CALIBRATION_STEPS_MIN as usize {
             let of = count(width);
             return Err(Uncalibrated::TooFew { constant: 0, missing: of, of });
         }
@@ -314,8 +313,7 @@ fn components(rows: &[&[f32]], width: usize, wanted: usize) -> (Vec<f32>, Vec<f3
     if wanted == 0 || rows.is_empty() {
         return (loadings, eigenvalues);
     }
-    let table = DMatrix::from_fn(rows.len(), width, |row, column| f64::from(rows[row][column]));
-    let eigen = SymmetricEigen::new(table.transpose() * &table / rows.len() as f64);
+    let eigen = SymmetricEigen::new(pattern::covariance(rows.iter().copied(), width));
     let mut order: Vec<usize> = (0..width).collect();
     order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
     for (k, from) in order.into_iter().take(wanted).enumerate() {

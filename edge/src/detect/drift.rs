@@ -9,14 +9,15 @@
 //! finding of the pattern.
 
 use gemba_shared::telemetry::Timestamp;
-use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
-use super::{levels::WARM_UP, pattern::Rows};
+use super::{
+    levels::WARM_UP,
+    pattern::{Rows, SENSORS_MIN, covariance},
+};
 
 /// The most sensors for which it is done: the precision matrix is square.
 const SENSORS_MAX: usize = 64;
-const SENSORS_MIN: usize = 3;
 const WEIGHT: f32 = 0.02;
 /// Added to each variance: sensors that are nearly the same must not explain each other to the last digit.
 const RIDGE: f64 = 0.05;
@@ -160,8 +161,7 @@ fn go_on(smooth: &mut [f32], row: &[f32]) {
 
 /// The inverse of the rows' covariance, row after row.
 fn precision(rows: &[&[f32]], width: usize) -> Option<Vec<f32>> {
-    let table = DMatrix::from_fn(rows.len(), width, |row, column| f64::from(rows[row][column]));
-    let mut covariance = table.transpose() * &table / rows.len() as f64;
+    let mut covariance = covariance(rows.iter().copied(), width);
     for i in 0..width {
         covariance[(i, i)] += RIDGE;
     }

@@ -333,13 +333,12 @@ impl Levels {
         self.far.fill(0.0);
     }
 
-    /// What the sensors show now is where they belong.
+    /// What the sensors show now is where they belong. Call [`Levels::reset`] then.
     pub fn accept(&mut self, step: &[f32]) {
         for (centre, value) in self.centre.iter_mut().zip(step) {
             if !value.is_nan() {
                 *centre = f64::from(*value);
             }
         }
-        self.reset();
     }
 }

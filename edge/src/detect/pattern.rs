@@ -99,23 +99,7 @@ impl<'a> Rows<'a> {
 
 impl Directions {
     fn of<'a>(rows: &(impl Iterator<Item = &'a [f32]> + Clone), width: usize) -> Self {
-        let mut covariance = DMatrix::<f64>::zeros(width, width);
-        let mut count = 0_usize;
-        for row in rows.clone() {
-            count += 1;
-            for (i, a) in row.iter().enumerate() {
-                for (j, b) in row.iter().enumerate().take(i + 1) {
-                    covariance[(i, j)] += f64::from(a * b);
-                }
-            }
-        }
-        for i in 0..width {
-            for j in 0..i {
-                covariance[(j, i)] = covariance[(i, j)];
-            }
-        }
-        covariance /= count.max(1) as f64;
-        let eigen = SymmetricEigen::new(covariance);
+        let eigen = SymmetricEigen::new(covariance(rows.clone(), width));
         let found: Vec<(Vec<f32>, Variation)> = (0..width)
             .filter(|i| eigen.eigenvalues[*i] > LOST)
             .map(|i| {
@@ -133,6 +117,26 @@ impl Directions {
         }
         this
     }
+}
+
+/// Of rows of deviations, which are about zero.
+pub(super) fn covariance<'a>(rows: impl Iterator<Item = &'a [f32]>, width: usize) -> DMatrix<f64> {
+    let mut covariance = DMatrix::<f64>::zeros(width, width);
+    let mut count = 0_usize;
+    for row in rows {
+        count += 1;
+        for (i, a) in row.iter().enumerate() {
+            for (j, b) in row.iter().enumerate().take(i + 1) {
+                covariance[(i, j)] += f64::from(a * b);
+            }
+        }
+    }
+    for i in 0..width {
+        for j in 0..i {
+            covariance[(j, i)] = covariance[(i, j)];
+        }
+    }
+    covariance / count.max(1) as f64
 }
 
 fn statistic(directions: &[f32], weights: &[f32], row: &[f32]) -> f32 {
