@@ -1,9 +1,13 @@
 //! What a long backlog takes of the disk and of memory: `cargo bench -p gemba-edge --bench backlog`.
 //!
 //! Fills an outbox with the summaries of 250 machines × 8 sensors, some events, and the machines' states, as the pipeline does, until
-//! its records have 1 GB; opens it again in a process of its own, and drains it while new records come. Arguments: `--mb N` for
-//! another size, `--fill DIR` to fill a data directory and leave it there.
+//! its records have 1 GB; starts the daemon on it, without a cloud, with as many machines that publish each second; then drains it in a
+//! process of its own while new records come. Arguments: `--mb N` for another size, `--fill DIR` to fill a data directory and
+//! leave it there.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+#[path = "process/edge.rs"]
+mod edge;
 
 use std::{
     env, fs,
@@ -13,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use edge::Edge;
 use gemba_edge::outbox::{Outbox, OutboxSettings, State, Write};
 use gemba_shared::{
     ids::{MachineId, SensorId},
@@ -34,6 +39,9 @@ const MB: u64 = 1_000_000;
 /// What changes of a machine's state with each interval, and what stays.
 const CORE_BYTES: usize = 1_536;
 const LEARNT_BYTES: usize = 13_000;
+/// What the daemon takes in with the backlog waiting: more than a calibration, at once, and then as machines send.
+const HISTORY: &str = "6m";
+const LIVE: &str = "60s";
 /// As the uplink asks for them.
 const BATCH_RECORDS: usize = 512;
 const BATCH_BYTES: usize = 64 * 1_024;
@@ -58,7 +66,8 @@ impl Noise {
 }
 
 fn machine(n: u64) -> MachineId {
-    MachineId::new(&format!("pump-{n}")).unwrap()
+    // As the simulator names them.
+    MachineId::new(&format!("pump-{}", n + 1)).unwrap()
 }
 
 fn catalog(n: u64) -> Record {
@@ -159,7 +168,7 @@ fn fill(dir: &Path, logical_max: u64) {
     let (mut outbox, _) = Outbox::open(dir, settings()).unwrap();
     let mut noise = Noise(1);
     let (mut records, mut logical, mut intervals) = (0, 0, 0);
-    let mut worst_ratio: f64 = 0.0;
+    let mut worst = (0.0_f64, 0);
     let began = Instant::now();
     while logical < logical_max {
         let (count, bytes) = interval(&mut outbox, intervals, &mut noise);
@@ -167,7 +176,8 @@ fn fill(dir: &Path, logical_max: u64) {
         logical += bytes;
         intervals += 1;
         if intervals % 500 == 0 {
-            worst_ratio = worst_ratio.max(disk_bytes(dir) as f64 / logical as f64);
+            let ratio = disk_bytes(dir) as f64 / logical as f64;
+            worst = if ratio > worst.0 { (ratio, logical) } else { worst };
         }
     }
     let seconds = began.elapsed().as_secs_f64();
@@ -180,8 +190,23 @@ fn fill(dir: &Path, logical_max: u64) {
     println!("  disk / logical, full         {:.2}", disk as f64 / logical as f64);
     let states = disk_bytes(&dir.join("standing"));
     println!("  of it the states             {:.1} MB", states as f64 / 1e6);
-    println!("  disk / logical, at worst     {worst_ratio:.2} (sampled each 500 intervals)");
+    let (ratio, at) = worst;
+    println!("  disk / logical, at worst     {ratio:.2} (at {:.0} MB; sampled each 500 intervals)", at as f64 / 1e6);
     println!("  resident                     {:.1} MiB (peak {:.1})", resident_mib("VmRSS:"), resident_mib("VmHWM:"));
+}
+
+/// The daemon with the backlog before it.
+fn wait(dir: &Path) {
+    let edge = Edge::start(dir, None);
+    println!("the daemon with this backlog, no cloud");
+    println!("  start to ready               {:.0} ms", edge.ready.as_secs_f64() * 1e3);
+    let report = edge.simulate(&["--format", "json", "--history", HISTORY, "--duration", LIVE]);
+    println!(
+        "  {MACHINES} x {SENSORS} at 1 Hz, after {HISTORY} of history ({} messages): resident {:.1} MiB (peak {:.1})",
+        report["acknowledged"],
+        edge.resident_mib("VmRSS:"),
+        edge.resident_mib("VmHWM:"),
+    );
 }
 
 /// In a process of its own.
@@ -190,7 +215,7 @@ fn drain(dir: &Path) {
     let began = Instant::now();
     let (mut outbox, opened) = Outbox::open(dir, settings()).unwrap();
     let ready = began.elapsed();
-    assert_eq!(opened.states.len() as u64, 2 * MACHINES);
+    assert!(opened.states.len() as u64 >= 2 * MACHINES);
     drop(opened);
     println!("opened again");
     println!("  ready after                  {:.0} ms", ready.as_secs_f64() * 1e3);
@@ -243,8 +268,10 @@ fn main() {
         return fill(&Path::new(dir).join("outbox"), megabytes * MB);
     }
     let dir = tempfile::TempDir::new().unwrap();
-    let outbox = dir.path().join("outbox");
+    // Where the daemon looks for it.
+    let outbox = dir.path().join("edge/outbox");
     fill(&outbox, megabytes * MB);
+    wait(dir.path());
     let drained = Command::new(env::current_exe().unwrap()).arg("--drain").arg(&outbox).status().unwrap();
     assert!(drained.success());
 }
