@@ -7,6 +7,7 @@
 pub mod access;
 pub mod alarms;
 pub mod anomalies;
+pub mod audit;
 pub mod commands;
 pub mod document;
 pub mod enroll;
@@ -160,6 +161,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(anomalies::one))
         .routes(routes!(alarms::list))
         .routes(routes!(alarms::acknowledge))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::export))
         .routes(routes!(live::open))
         .routes(routes!(document::serve));
     OpenApiRouter::new()
@@ -196,9 +199,14 @@ async fn method_not_allowed() -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route does not know this method")
 }
 
+/// What the answer says as `x-request-id`, and the log.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestId(pub Uuid);
+
 /// What is around every request: its id, its deadline, its line in the log, headers for all answers.
-async fn around(request: Request, next: Next) -> Response {
+async fn around(mut request: Request, next: Next) -> Response {
     let id = Uuid::now_v7();
+    request.extensions_mut().insert(RequestId(id));
     let started = std::time::Instant::now();
     let method = request.method().clone();
     // The route, not the path: names and ids of a plant are not for every log.

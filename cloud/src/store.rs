@@ -9,6 +9,7 @@ pub mod alarms;
 pub mod alarms_read;
 pub mod anomalies;
 pub mod anomalies_read;
+pub mod audit;
 pub mod catalog;
 pub mod commands;
 pub mod enrolment;
@@ -17,7 +18,9 @@ pub mod gateways_read;
 pub mod lanes;
 pub mod machines;
 pub mod migrate;
+pub mod objects;
 pub mod pool;
+pub mod scoped;
 pub mod series;
 pub mod states;
 pub mod summaries;
@@ -26,6 +29,7 @@ pub mod users;
 mod words;
 
 pub use pool::Store;
+pub use scoped::scoped;
 
 /// Why the database did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
-//! Who may do what: roles, passwords, access tokens, and the slowing of login attempts. No I/O here.
+//! Who may do what: roles and where they hold, passwords, access tokens, and the slowing of login attempts. No I/O here.
 
 pub mod passwords;
+pub mod scope;
 pub mod slowdown;
 pub mod tokens;
 

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     live::Change,
-    store::alarms_read::{self, Acknowledged, Filter},
+    store::{
+        alarms_read::{self, Acknowledged, Filter},
+        scoped,
+    },
     views::{Alarm, AlarmState, word},
 };
 
@@ -34,13 +37,19 @@ pub struct Acknowledgement {
         ("machine" = Option<Uuid>, Query),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query)),
     responses((status = 200, body = Items<Alarm>)))]
-pub async fn list(State(state): State<ApiState>, mut params: Params) -> Result<Json<Items<Alarm>>, ApiError> {
+pub async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    mut params: Params,
+) -> Result<Json<Items<Alarm>>, ApiError> {
     let states =
         params.one("state", "open, all, unacknowledged, acknowledged, returned_unacknowledged or normal", states);
     let filter = Filter { states: states.unwrap_or_else(open), machine: params.id("machine") };
     let page = params.page::<(Timestamp, Uuid)>();
     params.finish()?;
-    let rows = alarms_read::list(state.store(), &filter, page.after.as_ref(), page.rows()).await?;
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let rows = alarms_read::list(&transaction, &filter, page.after.as_ref(), page.rows()).await?;
     Ok(Json(Items::new(rows, &page, |last| (last.raised_at, last.id))))
 }
 
@@ -58,18 +67,21 @@ pub async fn acknowledge(
     let comment = comment.map(|text| written("comment", &text, COMMENT_CHARS_MAX, true)).transpose()?;
     let comment = comment.as_deref().filter(|text| !text.is_empty());
     let user = &caller.user;
-    match alarms_read::acknowledge(state.store(), id, user.id, comment, state.now()).await? {
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let done = match alarms_read::acknowledge(&transaction, id, user.id, comment, &caller.by(), state.now()).await? {
         Acknowledged::NoSuchAlarm => return Err(ApiError::not_found("alarm")),
         Acknowledged::NotPossible => {
             return Err(ApiError::conflict("not_acknowledgeable", "the alarm is over: nothing is left to acknowledge"));
         }
-        Acknowledged::Already => {}
-        Acknowledged::Done => {
-            tracing::info!(alarm = %id, user = user.name, "alarm acknowledged");
-            state.tell(Change::Alarm(id));
-        }
+        done @ (Acknowledged::Already | Acknowledged::Done) => done == Acknowledged::Done,
+    };
+    let found = alarms_read::by_ids(&transaction, &[id]).await?.pop();
+    transaction.commit().await?;
+    if done {
+        tracing::info!(alarm = %id, user = user.name, "alarm acknowledged");
+        state.tell(Change::Alarm(id));
     }
-    let found = alarms_read::by_ids(state.store(), &[id]).await?.pop();
     found.map(Json).ok_or_else(|| ApiError::not_found("alarm"))
 }
 

@@ -1,6 +1,7 @@
 //! What gateways are told to do, and what they answered.
 
 use axum::{Json, extract::State, http::StatusCode};
+use deadpool_postgres::Transaction;
 use gemba_shared::{ids::MachineId, message::CommandKind};
 use jiff::SignedDuration;
 use serde::Deserialize;
@@ -16,7 +17,10 @@ use super::{
 use crate::{
     clock,
     live::Change,
-    store::commands::{self, Given},
+    store::{
+        commands::{self, Given},
+        scoped,
+    },
     views::{CommandWord, GatewayCommand},
 };
 
@@ -47,12 +51,15 @@ pub struct NewCommand {
     responses((status = 200, body = Items<GatewayCommand>)))]
 pub async fn list(
     State(state): State<ApiState>,
+    caller: Caller,
     Path(gateway): Path<Uuid>,
     mut params: Params,
 ) -> Result<Json<Items<GatewayCommand>>, ApiError> {
     let page = params.page::<i64>();
     params.finish()?;
-    let rows = commands::list(state.store(), gateway, page.after, page.rows()).await?;
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let rows = commands::list(&transaction, gateway, page.after, page.rows()).await?;
     Ok(Json(Items::new(rows, &page, |last| last.number)))
 }
 
@@ -72,14 +79,16 @@ pub async fn give(
         return Err(ApiError::field("valid_for_s", format_args!("is from 1 to {VALID_FOR_S_MAX}")));
     }
     let now = state.now();
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
     let new = commands::NewCommand {
         gateway,
-        kind: kind(&state, gateway, &body).await?,
+        kind: kind(&transaction, gateway, &body).await?,
         by: caller.user.id,
         now,
         expires_at: now.saturating_add(SignedDuration::from_secs(i64::from(valid_for_s))).unwrap_or(now),
     };
-    let number = match commands::give(state.store(), &new).await? {
+    let number = match commands::give(&transaction, &new, &caller.by()).await? {
         Given::Number(number) => number,
         Given::NoSuchGateway => return Err(ApiError::not_found("gateway")),
         Given::NotEnrolled => return Err(ApiError::conflict("not_enrolled", "the gateway is not enrolled")),
@@ -90,25 +99,28 @@ pub async fn give(
             ));
         }
     };
+    let given = commands::list(&transaction, gateway, number.checked_add(1), 1).await?.pop();
+    transaction.commit().await?;
     tracing::info!(%gateway, number, kind = ?body.kind, user = caller.user.name, "command given");
     state.tell(Change::Gateway(gateway));
-    let given = commands::list(state.store(), gateway, number.checked_add(1), 1).await?.pop();
     given.map(|given| (StatusCode::CREATED, Json(given))).ok_or_else(|| ApiError::not_found("command"))
 }
 
 /// The command in the gateway's words.
-async fn kind(state: &ApiState, gateway: Uuid, body: &NewCommand) -> Result<CommandKind, ApiError> {
+async fn kind(transaction: &Transaction<'_>, gateway: Uuid, body: &NewCommand) -> Result<CommandKind, ApiError> {
     Ok(match body.kind {
-        CommandWord::Recalibrate => CommandKind::Recalibrate { machine: machine(state, gateway, body).await? },
-        CommandWord::AcceptNewNormal => CommandKind::AcceptNewNormal { machine: machine(state, gateway, body).await? },
+        CommandWord::Recalibrate => CommandKind::Recalibrate { machine: machine(transaction, gateway, body).await? },
+        CommandWord::AcceptNewNormal => {
+            CommandKind::AcceptNewNormal { machine: machine(transaction, gateway, body).await? }
+        }
         CommandWord::OutOfService => CommandKind::OutOfService {
             out: body.out.ok_or_else(|| ApiError::field("out", "is needed: true or false"))?,
-            machine: machine(state, gateway, body).await?,
+            machine: machine(transaction, gateway, body).await?,
         },
         CommandWord::LabelAnomaly => {
             let real = body.real.ok_or_else(|| ApiError::field("real", "is needed: true or false"))?;
             let id = body.anomaly.ok_or_else(|| ApiError::field("anomaly", "is needed: an anomaly's id"))?;
-            let found = commands::anomaly(state.store(), gateway, id).await?;
+            let found = commands::anomaly(transaction, gateway, id).await?;
             let (name, opened) = found.ok_or_else(|| ApiError::field("anomaly", "is none of this gateway"))?;
             CommandKind::LabelAnomaly { machine: named(&name)?, opened: clock::to_wire(opened), real }
         }
@@ -117,9 +129,9 @@ async fn kind(state: &ApiState, gateway: Uuid, body: &NewCommand) -> Result<Comm
     })
 }
 
-async fn machine(state: &ApiState, gateway: Uuid, body: &NewCommand) -> Result<MachineId, ApiError> {
+async fn machine(transaction: &Transaction<'_>, gateway: Uuid, body: &NewCommand) -> Result<MachineId, ApiError> {
     let id = body.machine.ok_or_else(|| ApiError::field("machine", "is needed: a machine's id"))?;
-    let name = commands::machine(state.store(), gateway, id).await?;
+    let name = commands::machine(transaction, gateway, id).await?;
     named(&name.ok_or_else(|| ApiError::field("machine", "is none of this gateway"))?)
 }
 

@@ -21,7 +21,7 @@ use super::{
     problem::{FieldError, Problem},
     routes,
 };
-use crate::{live::hub::Message, users::Role};
+use crate::live::hub::Message;
 
 static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
     let mut text = document().to_pretty_json().unwrap_or_default();
@@ -75,8 +75,10 @@ fn complete(operation: &mut Operation, access: Option<Access>) {
     let who = match access {
         Some(Access::Open) => None,
         Some(Access::SignedIn) => Some("For every user.".to_owned()),
-        Some(Access::Role(Role::Viewer)) | None => Some("For viewers and above.".to_owned()),
-        Some(Access::Role(role)) => Some(format!("For {role}s and above.")),
+        None => Some("For nobody.".to_owned()),
+        Some(Access::Role(role)) => Some(format!("For {role}s and above; shows the sites where the caller is that.")),
+        Some(Access::At(role, object)) => Some(format!("For {role}s and above at the {}'s site.", object.as_str())),
+        Some(Access::Organisation(role)) => Some(format!("For {role}s of the whole organisation.")),
     };
     if let Some(who) = who {
         let text = operation.description.take().map_or_else(|| who.clone(), |text| format!("{text}\n\n{who}"));

@@ -21,13 +21,19 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{ApiState, access, problem::ApiError};
-use crate::live::hub;
+use super::{
+    ApiState,
+    access::{self, Source},
+    problem::ApiError,
+};
+use crate::{live::hub, users::scope::Scope};
 
 pub const TOKEN_WITHIN: Duration = Duration::from_secs(5);
 pub const PING_EVERY: Duration = Duration::from_secs(20);
 /// A client that said nothing for so long, not even a pong, is gone.
 pub const GONE_AFTER: Duration = Duration::from_mins(1);
+/// How often it is looked whether the client may still listen, and to what.
+pub const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How long a client may take to read one message.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 const MESSAGE_BYTES_MAX: usize = 8 * 1_024;
@@ -41,6 +47,8 @@ enum End {
     BadToken,
     PasswordChangeRequired,
     Expired,
+    /// The database is away.
+    Unavailable,
     ClientGone,
     ServerEnds,
 }
@@ -52,6 +60,7 @@ impl End {
             Self::BadToken => (4_401, "the token is not good"),
             Self::PasswordChangeRequired => (4_403, "password_change_required"),
             Self::Expired => (4_401, "the token has expired"),
+            Self::Unavailable => (1_013, "try again later"),
             Self::ClientGone => (1_001, "the client is gone"),
             Self::ServerEnds => (1_001, "the server stops"),
         }
@@ -66,12 +75,13 @@ struct Authentication {
 
 /// Changes as they happen, over a WebSocket.
 ///
-/// The first message is the client's: `{"token":"…"}`. Then come messages of the schema `LiveMessage`, `hello` first.
+/// The first message is the client's: `{"token":"…"}`. Then come, of the sites that the caller may see, messages of the schema `LiveMessage`, `hello` first.
 /// `resync` says that messages were lost: load everything again.
 #[utoipa::path(get, path = "/live", tag = "live", responses((status = 101, description = "The stream begins."),
     (status = 403, description = "`foreign_origin`")), security(()))]
 pub async fn open(
     State(state): State<ApiState>,
+    source: Source,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
@@ -86,7 +96,7 @@ pub async fn open(
         ApiError::unavailable("too_many_clients", "too many live streams are open", Duration::from_secs(30))
     })?;
     let upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
-    Ok(upgrade.on_upgrade(move |socket| stream(state, socket, permit)))
+    Ok(upgrade.on_upgrade(move |socket| stream(state, socket, source, permit)))
 }
 
 /// Whether a page of this server asks; a client that is no browser sends no `Origin`.
@@ -97,11 +107,11 @@ fn same_origin(headers: &HeaderMap) -> bool {
     matches!((origin, host), (Some(origin), Some(host)) if origin.eq_ignore_ascii_case(host))
 }
 
-async fn stream(state: ApiState, mut socket: WebSocket, _permit: OwnedSemaphorePermit) {
-    let end = match timeout(TOKEN_WITHIN, first_token(&state, &mut socket)).await {
+async fn stream(state: ApiState, mut socket: WebSocket, source: Source, _permit: OwnedSemaphorePermit) {
+    let end = match timeout(TOKEN_WITHIN, first_token(&state, source, &mut socket)).await {
         Err(_) => Some(End::NoToken),
         Ok(Err(end)) => end,
-        Ok(Ok(good_for)) => relay(&state, &mut socket, good_for).await,
+        Ok(Ok(admitted)) => relay(&state, source, &mut socket, admitted).await,
     };
     // `None`: the client ended it, or cannot be written to.
     if let Some((code, reason)) = end.map(End::frame) {
@@ -110,36 +120,51 @@ async fn stream(state: ApiState, mut socket: WebSocket, _permit: OwnedSemaphoreP
     }
 }
 
-async fn first_token(state: &ApiState, socket: &mut WebSocket) -> Result<Duration, Option<End>> {
+async fn first_token(state: &ApiState, source: Source, socket: &mut WebSocket) -> Result<Admitted, Option<End>> {
     loop {
         match socket.recv().await {
             None | Some(Err(_) | Ok(Message::Close(_))) => return Err(None),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(Ok(Message::Binary(_))) => return Err(Some(End::BadToken)),
-            Some(Ok(Message::Text(text))) => return authenticate(state, &text).await.map_err(Some),
+            Some(Ok(Message::Text(text))) => return authenticate(state, source, &text).await.map_err(Some),
         }
     }
 }
 
-/// How long the token is good.
-async fn authenticate(state: &ApiState, text: &str) -> Result<Duration, End> {
-    let message: Authentication = serde_json::from_str(text).map_err(|_| End::BadToken)?;
+/// A client that may listen.
+struct Admitted {
+    token: String,
+    /// What it is told of.
+    scope: Scope,
+    good_for: Duration,
+}
+
+async fn authenticate(state: &ApiState, source: Source, text: &str) -> Result<Admitted, End> {
+    let Authentication { token } = serde_json::from_str(text).map_err(|_| End::BadToken)?;
+    admit(state, source, token).await
+}
+
+async fn admit(state: &ApiState, source: Source, token: String) -> Result<Admitted, End> {
     let now = state.now();
-    let caller = access::caller(state, &message.token, now).await.map_err(|_| End::BadToken)?;
+    let caller = access::caller(state, &token, source, now)
+        .await
+        .map_err(|error| if error.status() == StatusCode::UNAUTHORIZED { End::BadToken } else { End::Unavailable })?;
     if caller.user.must_change_password {
         return Err(End::PasswordChangeRequired);
     }
-    Ok(remaining(caller.session.expires_at, now))
+    let good_for = remaining(caller.session.expires_at, now);
+    Ok(Admitted { token, scope: caller.scope, good_for })
 }
 
 fn remaining(expires_at: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(expires_at.duration_since(now)).unwrap_or_default()
 }
 
-async fn relay(state: &ApiState, socket: &mut WebSocket, good_for: Duration) -> Option<End> {
+async fn relay(state: &ApiState, source: Source, socket: &mut WebSocket, mut client: Admitted) -> Option<End> {
     let mut messages = state.feed().listen();
     send(socket, Message::Text(hub::Message::Hello.text())).await?;
-    let mut expires = Instant::now() + good_for;
+    let mut expires = Instant::now() + client.good_for;
+    let mut look_at = Instant::now() + LOOK_EVERY;
     let mut heard = Instant::now();
     let mut ping_at = Instant::now() + PING_EVERY;
     loop {
@@ -152,8 +177,18 @@ async fn relay(state: &ApiState, socket: &mut WebSocket, good_for: Duration) -> 
                 send(socket, Message::Ping(bytes::Bytes::new())).await?;
                 ping_at = Instant::now() + PING_EVERY;
             }
+            () = sleep_until(look_at) => {
+                // Grants may have changed, or the session been ended.
+                match admit(state, source, client.token.clone()).await {
+                    Ok(admitted) => client = admitted,
+                    Err(End::Unavailable) => {}
+                    Err(end) => return Some(end),
+                }
+                look_at = Instant::now() + LOOK_EVERY;
+            }
             message = messages.recv() => match message {
-                Ok(text) => send(socket, Message::Text(text)).await?,
+                Ok(told) if !told.is_for(&client.scope) => {}
+                Ok(told) => send(socket, Message::Text(told.text)).await?,
                 Err(RecvError::Lagged(missed)) => {
                     tracing::debug!(missed, "live client fell behind");
                     // What is still queued is older than what the client will load now.
@@ -169,8 +204,11 @@ async fn relay(state: &ApiState, socket: &mut WebSocket, good_for: Duration) -> 
                     None | Some(Err(_) | Ok(Message::Close(_))) => return None,
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     Some(Ok(Message::Binary(_))) => return Some(End::BadToken),
-                    Some(Ok(Message::Text(text))) => match authenticate(state, &text).await {
-                        Ok(good_for) => expires = Instant::now() + good_for,
+                    Some(Ok(Message::Text(text))) => match authenticate(state, source, &text).await {
+                        Ok(admitted) => {
+                            expires = Instant::now() + admitted.good_for;
+                            client = admitted;
+                        }
                         Err(end) => return Some(end),
                     },
                 }

@@ -1,6 +1,7 @@
 //! Machines, and what people say of them.
 
 use axum::{Json, extract::State};
+use deadpool_postgres::Transaction;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -13,7 +14,10 @@ use super::{
 };
 use crate::{
     live::Change,
-    store::machines::{self, Filter, Labels},
+    store::{
+        machines::{self, Filter, Labels},
+        scoped,
+    },
     views::{Machine, MachineDetail, machine::MergeRefused},
 };
 
@@ -59,13 +63,19 @@ pub struct Merge {
     params(("gateway" = Option<Uuid>, Query), ("include_ignored" = Option<bool>, Query),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query)),
     responses((status = 200, body = Items<Machine>)))]
-pub async fn list(State(state): State<ApiState>, mut params: Params) -> Result<Json<Items<Machine>>, ApiError> {
+pub async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    mut params: Params,
+) -> Result<Json<Items<Machine>>, ApiError> {
     let filter =
         Filter { gateway: params.id("gateway"), include_ignored: params.flag("include_ignored").unwrap_or(false) };
     let page = params.page::<(String, Uuid)>();
     params.finish()?;
     let (now, patience) = (state.now(), state.patience());
-    let rows = machines::list(state.store(), &filter, page.after.as_ref(), page.rows(), now, patience).await?;
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let rows = machines::list(&transaction, &filter, page.after.as_ref(), page.rows(), now, patience).await?;
     let key = |last: &Machine| (last.display_name.clone().unwrap_or_else(|| last.name.clone()), last.id);
     Ok(Json(Items::new(rows, &page, key)))
 }
@@ -73,8 +83,14 @@ pub async fn list(State(state): State<ApiState>, mut params: Params) -> Result<J
 /// A machine with its sensors.
 #[utoipa::path(get, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path)),
     responses((status = 200, body = MachineDetail), (status = 404)))]
-pub async fn one(State(state): State<ApiState>, Path(id): Path<Uuid>) -> Result<Json<MachineDetail>, ApiError> {
-    detail(&state, id).await
+pub async fn one(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<Uuid>,
+) -> Result<Json<MachineDetail>, ApiError> {
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    detail(&state, &transaction, id).await
 }
 
 /// Rename a machine, or ignore it.
@@ -87,12 +103,16 @@ pub async fn label(
     Body(body): Body<LabelsBody>,
 ) -> Result<Json<MachineDetail>, ApiError> {
     let labels = body.check()?;
-    if !machines::label(state.store(), id, &labels).await? {
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    if !machines::label(&transaction, id, &labels, &caller.by(), state.now()).await? {
         return Err(ApiError::not_found("machine"));
     }
+    let found = detail(&state, &transaction, id).await?;
+    transaction.commit().await?;
     tracing::info!(machine = %id, ?labels, user = caller.user.name, "machine labelled");
     state.tell(Change::Machine(id));
-    detail(&state, id).await
+    Ok(found)
 }
 
 /// Rename a sensor, or ignore it.
@@ -106,12 +126,20 @@ pub async fn label_sensor(
     Body(body): Body<LabelsBody>,
 ) -> Result<Json<MachineDetail>, ApiError> {
     let labels = body.check()?;
-    if sensor.contains('\0') || !machines::label_sensor(state.store(), id, &sensor, &labels).await? {
-        return Err(ApiError::not_found("sensor"));
+    let missing = || ApiError::not_found("sensor");
+    if sensor.contains('\0') {
+        return Err(missing());
     }
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    if !machines::label_sensor(&transaction, id, &sensor, &labels, &caller.by(), state.now()).await? {
+        return Err(missing());
+    }
+    let found = detail(&state, &transaction, id).await?;
+    transaction.commit().await?;
     tracing::info!(machine = %id, sensor, ?labels, user = caller.user.name, "sensor labelled");
     state.tell(Change::Machine(id));
-    detail(&state, id).await
+    Ok(found)
 }
 
 /// Show a machine as a part of another.
@@ -125,18 +153,22 @@ pub async fn merge(
     Path(id): Path<Uuid>,
     Body(body): Body<Merge>,
 ) -> Result<Json<MachineDetail>, ApiError> {
-    match machines::merge(state.store(), id, body.into).await? {
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    match machines::merge(&transaction, id, body.into, &caller.by(), state.now()).await? {
         None => return Err(ApiError::not_found("machine")),
         Some(Err(refused @ MergeRefused::NoTarget)) => return Err(ApiError::field("into", refused)),
         Some(Err(refused)) => return Err(ApiError::conflict("not_mergeable", refused)),
         Some(Ok(())) => {}
     }
+    let found = detail(&state, &transaction, id).await?;
+    transaction.commit().await?;
     tracing::info!(machine = %id, into = ?body.into, user = caller.user.name, "machine merged");
     state.tell(Change::Machine(id));
-    detail(&state, id).await
+    Ok(found)
 }
 
-async fn detail(state: &ApiState, id: Uuid) -> Result<Json<MachineDetail>, ApiError> {
-    let found = machines::detail(state.store(), id, state.now(), state.patience()).await?;
+async fn detail(state: &ApiState, transaction: &Transaction<'_>, id: Uuid) -> Result<Json<MachineDetail>, ApiError> {
+    let found = machines::detail(transaction, id, state.now(), state.patience()).await?;
     found.map(Json).ok_or_else(|| ApiError::not_found("machine"))
 }

@@ -184,6 +184,12 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<tokio_postgres::Error> for ApiError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
 /// The database's error class 22: a value that a client sent and no check before the database caught.
 fn is_bad_value(error: &StoreError) -> bool {
     matches!(error, StoreError::Database(error) if error.code().is_some_and(|code| code.code().starts_with("22")))

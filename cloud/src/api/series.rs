@@ -6,12 +6,13 @@ use uuid::Uuid;
 
 use super::{
     ApiState,
+    access::Caller,
     extract::{Params, Path},
     problem::{ApiError, FieldError},
 };
 use crate::{
     series::{POINTS_DEFAULT, POINTS_MAX, POINTS_MIN, Plan, RANGE_DEFAULT, Series},
-    store,
+    store::{self, scoped},
     views::Sensor,
 };
 
@@ -28,6 +29,7 @@ use crate::{
     responses((status = 200, body = Series), (status = 404)))]
 pub async fn read(
     State(state): State<ApiState>,
+    caller: Caller,
     Path(id): Path<Uuid>,
     mut params: Params,
 ) -> Result<Json<Series>, ApiError> {
@@ -38,14 +40,16 @@ pub async fn read(
     });
     params.finish()?;
     let now = state.now();
-    let machine = store::machines::detail(state.store(), id, now, state.patience()).await?;
+    let _turn = state.0.trends.acquire().await.map_err(|_| ApiError::internal())?;
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let machine = store::machines::detail(&transaction, id, now, state.patience()).await?;
     let machine = machine.ok_or_else(|| ApiError::not_found("machine"))?;
     let sensors = chosen(&machine.sensors, &names)?;
     let (from, to) = range(from, to, machine.machine.last_reading_at.unwrap_or(now));
     let points = Plan::points_for(points.unwrap_or(POINTS_DEFAULT), sensors.len());
     let plan = Plan::new(from, to, points, machine.interval_ms)?;
-    let _turn = state.0.trends.acquire().await.map_err(|_| ApiError::internal())?;
-    Ok(Json(store::series::read(state.store(), id, sensors, plan).await?))
+    Ok(Json(store::series::read(&transaction, id, sensors, plan).await?))
 }
 
 fn range(from: Option<Timestamp>, to: Option<Timestamp>, latest: Timestamp) -> (Timestamp, Timestamp) {

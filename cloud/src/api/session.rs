@@ -1,15 +1,8 @@
 //! Login, renewal of the session, passwords.
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::Instant,
-};
+use std::time::Instant;
 
-use axum::{
-    Json,
-    extract::{ConnectInfo, State},
-    http::{Extensions, StatusCode},
-};
+use axum::{Json, extract::State, http::StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -17,15 +10,16 @@ use uuid::Uuid;
 
 use super::{
     ApiState,
-    access::Caller,
+    access::{Caller, Source},
     extract::Body,
     problem::{ApiError, FieldError},
 };
 use crate::{
-    store::{self, users::User},
+    store::{self, scoped, users::User},
     users::{
         NAME_CHARS_MAX, Role,
         passwords::{BYTES_MAX, check_new},
+        scope::Scope,
         tokens::Session,
     },
 };
@@ -42,12 +36,32 @@ pub struct Login {
 pub struct Me {
     id: Uuid,
     name: String,
+    organisation: Uuid,
+    /// The greatest role anywhere; `null` for a user who is granted nothing.
+    role: Option<Role>,
+    /// The role for the organisation as a whole.
+    everywhere: Option<Role>,
+    /// The role at each site that may be seen.
+    sites: Vec<SiteRole>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SiteRole {
+    site: Uuid,
     role: Role,
 }
 
-impl From<User> for Me {
-    fn from(user: User) -> Self {
-        Self { id: user.id, name: user.name, role: user.role }
+impl Me {
+    fn new(user: User, scope: &Scope) -> Self {
+        let role = |site| scope.at(site).map(|role| SiteRole { site, role });
+        Self {
+            id: user.id,
+            name: user.name,
+            organisation: user.organisation,
+            role: scope.greatest(),
+            everywhere: scope.everywhere(),
+            sites: scope.sites().filter_map(role).collect(),
+        }
     }
 }
 
@@ -62,9 +76,9 @@ pub struct LoggedIn {
 }
 
 impl LoggedIn {
-    fn new((token, session): (String, Session), user: User) -> Self {
+    fn new((token, session): (String, Session), user: User, scope: &Scope) -> Self {
         let must_change_password = user.must_change_password;
-        Self { token, expires_at: session.expires_at, user: user.into(), must_change_password }
+        Self { token, expires_at: session.expires_at, user: Me::new(user, scope), must_change_password }
     }
 }
 
@@ -77,23 +91,6 @@ pub struct NewPassword {
     new: String,
 }
 
-/// The peer of the connection.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(IpAddr);
-
-impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Peer {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &S) -> Result<Self, Self::Rejection> {
-        Ok(Self(peer(&parts.extensions)))
-    }
-}
-
-fn peer(extensions: &Extensions) -> IpAddr {
-    let unknown = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    extensions.get::<ConnectInfo<SocketAddr>>().map_or(unknown, |ConnectInfo(address)| address.ip())
-}
-
 /// Log in with name and password.
 ///
 /// Attempts are slowed for each name and address: 429 says how long to wait.
@@ -101,7 +98,7 @@ fn peer(extensions: &Extensions) -> IpAddr {
     (status = 200, body = LoggedIn), (status = 401, description = "`bad_credentials`"), (status = 429, description = "`too_many_attempts`")), security(()))]
 pub async fn login(
     State(state): State<ApiState>,
-    Peer(address): Peer,
+    Source { address, .. }: Source,
     Body(login): Body<Login>,
 ) -> Result<Json<LoggedIn>, ApiError> {
     let bad = || ApiError::new(StatusCode::UNAUTHORIZED, "bad_credentials", "name or password is wrong");
@@ -110,16 +107,16 @@ pub async fn login(
     }
     let attempt = state.slowdown().attempt(&login.name, address, Instant::now());
     attempt.map_err(ApiError::too_many_attempts)?;
-    let found = store::users::by_name(state.store(), &login.name).await?;
-    let (user, hash) = found.filter(|(user, _)| !user.disabled).unzip();
+    let found = store::users::by_name(state.store(), &login.name).await?.filter(|(user, ..)| !user.disabled);
+    let hash = found.as_ref().and_then(|(.., hash)| hash.clone());
     let right = state.passwords().verify(login.password, hash).await?;
-    let Some(user) = user.filter(|_| right) else {
+    let Some((user, scope, _)) = found.filter(|_| right) else {
         tracing::info!(%address, "login refused");
         return Err(bad());
     };
     state.slowdown().succeeded(&login.name, address);
     let token = state.tokens().issue(user.id, state.now())?;
-    Ok(Json(LoggedIn::new(token, user)))
+    Ok(Json(LoggedIn::new(token, user, &scope)))
 }
 
 /// A fresh token for the same session.
@@ -128,7 +125,7 @@ pub async fn login(
 #[utoipa::path(post, path = "/token", tag = "session", responses((status = 200, body = LoggedIn)))]
 pub async fn renew(State(state): State<ApiState>, caller: Caller) -> Result<Json<LoggedIn>, ApiError> {
     let token = state.tokens().renew(&caller.session, state.now())?;
-    Ok(Json(LoggedIn::new(token, caller.user)))
+    Ok(Json(LoggedIn::new(token, caller.user, &caller.scope)))
 }
 
 /// Change one's own password.
@@ -138,7 +135,7 @@ pub async fn renew(State(state): State<ApiState>, caller: Caller) -> Result<Json
     (status = 204), (status = 422, description = "`invalid_fields`, `bad_credentials`")))]
 pub async fn change_password(
     State(state): State<ApiState>,
-    Peer(address): Peer,
+    Source { address, .. }: Source,
     caller: Caller,
     Body(passwords): Body<NewPassword>,
 ) -> Result<StatusCode, ApiError> {
@@ -146,7 +143,7 @@ pub async fn change_password(
     check_new(&passwords.new, &passwords.old, &user.name).map_err(|weak| ApiError::field("new", weak))?;
     let attempt = state.slowdown().attempt(&user.name, address, Instant::now());
     attempt.map_err(ApiError::too_many_attempts)?;
-    let hash = store::users::by_name(state.store(), &user.name).await?.map(|(_, hash)| hash);
+    let hash = store::users::by_name(state.store(), &user.name).await?.and_then(|(.., hash)| hash);
     let right = passwords.old.len() <= BYTES_MAX && state.passwords().verify(passwords.old, hash).await?;
     if !right {
         let error = FieldError { field: "old".into(), message: "The old password is wrong.".into() };
@@ -154,7 +151,10 @@ pub async fn change_password(
     }
     state.slowdown().succeeded(&user.name, address);
     let hash = state.passwords().hash(passwords.new).await?;
-    store::users::set_password(state.store(), user.id, &hash, state.now()).await?;
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    store::users::set_password(&transaction, user.id, &hash, &caller.by(), state.now()).await?;
+    transaction.commit().await?;
     tracing::info!(user = user.name, "password changed");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -162,5 +162,5 @@ pub async fn change_password(
 /// The user whose token this is.
 #[utoipa::path(get, path = "/me", tag = "session", responses((status = 200, body = Me)))]
 pub async fn me(caller: Caller) -> Json<Me> {
-    Json(caller.user.into())
+    Json(Me::new(caller.user, &caller.scope))
 }

@@ -1,6 +1,7 @@
 //! Turns changes into messages, once for all clients.
 //!
-//! The hub reads what changed from the database and writes each message as JSON once; clients share the text.
+//! The hub reads what changed from the database and writes each message as JSON once; clients share the text, and each is
+//! handed what its sites tell.
 //! Machines are told at most [`MACHINES_EVERY`] (the latest state wins), everything else after [`OTHERS_AFTER`], so
 //! that a burst is one query. With no client it only empties its queue. A client that cannot keep up loses messages
 //! and is told to load everything again; so are all when the hub itself could not.
@@ -25,7 +26,11 @@ use uuid::Uuid;
 
 use super::Change;
 use crate::{
-    store::{self, Store, StoreError},
+    store::{
+        self, Store, StoreError,
+        objects::{self, Object},
+    },
+    users::scope::Scope,
     views::{Alarm, Anomaly, Gateway, MachineLive, MachineState, Patience},
 };
 
@@ -71,9 +76,25 @@ impl Message {
     }
 }
 
+/// A message, and of which site.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// `None`: for everybody.
+    site: Option<Uuid>,
+    pub text: Utf8Bytes,
+}
+
+impl Told {
+    /// Whether somebody with this scope may hear it.
+    #[must_use]
+    pub fn is_for(&self, scope: &Scope) -> bool {
+        self.site.is_none_or(|site| scope.at(site).is_some())
+    }
+}
+
 /// Where clients listen.
 #[derive(Debug, Clone)]
-pub struct Feed(broadcast::Sender<Utf8Bytes>);
+pub struct Feed(broadcast::Sender<Told>);
 
 impl Default for Feed {
     fn default() -> Self {
@@ -84,7 +105,7 @@ impl Default for Feed {
 impl Feed {
     /// Every message from now on; `Lagged` means that the client is to be told to resync.
     #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<Utf8Bytes> {
+    pub fn listen(&self) -> broadcast::Receiver<Told> {
         self.0.subscribe()
     }
 
@@ -93,9 +114,21 @@ impl Feed {
         self.0.receiver_count()
     }
 
-    fn tell(&self, message: &Message) {
+    /// Tells everybody.
+    fn tell_all(&self, message: &Message) {
+        self.send(Told { site: None, text: message.text() });
+    }
+
+    /// Tells those who may see the object's site; nobody, if it is not known where that is.
+    fn tell(&self, sites: &HashMap<Uuid, Uuid>, object: Uuid, message: &Message) {
+        if let Some(site) = sites.get(&object) {
+            self.send(Told { site: Some(*site), text: message.text() });
+        }
+    }
+
+    fn send(&self, told: Told) {
         // An error says that nobody listens, which is no fault.
-        drop(self.0.send(message.text()));
+        drop(self.0.send(told));
     }
 }
 
@@ -162,7 +195,7 @@ impl Hub {
                     Ok(_) => self.pending = Pending::default(),
                     Err(RecvError::Lagged(missed)) => {
                         tracing::warn!(missed, "live stream fell behind; clients load everything again");
-                        self.feed.tell(&Message::Resync);
+                        self.feed.tell_all(&Message::Resync);
                     }
                     Err(RecvError::Closed) => return,
                 },
@@ -188,7 +221,7 @@ impl Hub {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("live stream reads the database again");
-                    self.feed.tell(&Message::Resync);
+                    self.feed.tell_all(&Message::Resync);
                 }
                 usual
             }
@@ -203,33 +236,43 @@ impl Hub {
 
     async fn tell_machines(&mut self) -> Result<(), StoreError> {
         let ids = some_of(&self.pending.machines);
-        for machine in store::machines::live(&self.store, &ids, (self.clock)(), self.patience).await? {
+        let mut client = self.store.client().await?;
+        let transaction = client.transaction().await?;
+        let machines = store::machines::live(&transaction, &ids, (self.clock)(), self.patience).await?;
+        let shown: Vec<Uuid> = machines.iter().map(|machine| machine.id).collect();
+        let sites = objects::sites(&transaction, Object::Machine, &shown).await?;
+        for machine in machines {
             self.states.insert(machine.id, machine.state);
-            self.feed.tell(&Message::Machine { machine });
+            self.feed.tell(&sites, machine.id, &Message::Machine { machine });
         }
         self.pending.machines.retain(|id| !ids.contains(id));
         Ok(())
     }
 
     async fn tell_others(&mut self) -> Result<(), StoreError> {
+        let mut client = self.store.client().await?;
+        let transaction = client.transaction().await?;
         let ids = some_of(&self.pending.gateways);
         if !ids.is_empty() {
-            for gateway in store::gateways_read::by_ids(&self.store, &ids, (self.clock)(), self.patience).await? {
-                self.feed.tell(&Message::Gateway { gateway });
+            let sites = objects::sites(&transaction, Object::Gateway, &ids).await?;
+            for gateway in store::gateways_read::by_ids(&transaction, &ids, (self.clock)(), self.patience).await? {
+                self.feed.tell(&sites, gateway.id, &Message::Gateway { gateway });
             }
             self.pending.gateways.retain(|id| !ids.contains(id));
         }
         let ids = some_of(&self.pending.anomalies);
         if !ids.is_empty() {
-            for anomaly in store::anomalies_read::by_ids(&self.store, &ids).await? {
-                self.feed.tell(&Message::Anomaly { anomaly: Box::new(anomaly) });
+            let sites = objects::sites(&transaction, Object::Anomaly, &ids).await?;
+            for anomaly in store::anomalies_read::by_ids(&transaction, &ids).await? {
+                self.feed.tell(&sites, anomaly.id, &Message::Anomaly { anomaly: Box::new(anomaly) });
             }
             self.pending.anomalies.retain(|id| !ids.contains(id));
         }
         let ids = some_of(&self.pending.alarms);
         if !ids.is_empty() {
-            for alarm in store::alarms_read::by_ids(&self.store, &ids).await? {
-                self.feed.tell(&Message::Alarm { alarm: Box::new(alarm) });
+            let sites = objects::sites(&transaction, Object::Alarm, &ids).await?;
+            for alarm in store::alarms_read::by_ids(&transaction, &ids).await? {
+                self.feed.tell(&sites, alarm.id, &Message::Alarm { alarm: Box::new(alarm) });
             }
             self.pending.alarms.retain(|id| !ids.contains(id));
         }
@@ -238,7 +281,9 @@ impl Hub {
 
     /// Finds machines whose word changed by the passing of time.
     async fn sweep(&mut self) -> Result<(), StoreError> {
-        let found = store::machines::states(&self.store, (self.clock)(), self.patience).await?;
+        let mut client = self.store.client().await?;
+        let transaction = client.transaction().await?;
+        let found = store::machines::states(&transaction, (self.clock)(), self.patience).await?;
         let changed = found.iter().filter(|(id, state)| self.states.get(id).is_some_and(|known| known != state));
         self.pending.machines.extend(changed.map(|(id, _)| *id));
         self.states = found.into_iter().collect();

@@ -1,12 +1,15 @@
 //! Alarms as they are shown, and their acknowledgement.
 
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
+use serde_json::json;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
+    StoreError,
     anomalies_read::{SensorNames, sensor_names},
+    audit::{self, By, Change},
     words::Word,
 };
 use crate::views::{Alarm, AlarmState, LEAD_SENSORS_MAX, named_shares};
@@ -38,7 +41,7 @@ pub struct Filter {
 /// # Errors
 /// If the database is away.
 pub async fn list(
-    store: &Store,
+    transaction: &Transaction<'_>,
     filter: &Filter,
     after: Option<&(Timestamp, Uuid)>,
     limit: i64,
@@ -51,12 +54,11 @@ pub async fn list(
          ORDER BY a.raised_at DESC, a.id DESC LIMIT $5"
     );
     let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
-    let rows = {
-        let client = store.client().await?;
-        let statement = client.prepare_cached(&sql).await?;
-        client.query(&statement, &[&states, &filter.machine, &after.map(|a| a.0), &after.map(|a| a.1), &limit]).await?
-    };
-    let names = sensor_names(store, &rows).await?;
+    let statement = transaction.prepare_cached(&sql).await?;
+    let rows = transaction
+        .query(&statement, &[&states, &filter.machine, &after.map(|a| a.0), &after.map(|a| a.1), &limit])
+        .await?;
+    let names = sensor_names(transaction, &rows).await?;
     rows.iter().map(|row| alarm(row, &names)).collect()
 }
 
@@ -64,13 +66,10 @@ pub async fn list(
 ///
 /// # Errors
 /// If the database is away.
-pub async fn by_ids(store: &Store, ids: &[Uuid]) -> Result<Vec<Alarm>, StoreError> {
-    let rows = {
-        let client = store.client().await?;
-        let statement = client.prepare_cached(&format!("{SELECT} WHERE a.id = ANY($1)")).await?;
-        client.query(&statement, &[&ids]).await?
-    };
-    let names = sensor_names(store, &rows).await?;
+pub async fn by_ids(transaction: &Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Alarm>, StoreError> {
+    let statement = transaction.prepare_cached(&format!("{SELECT} WHERE a.id = ANY($1)")).await?;
+    let rows = transaction.query(&statement, &[&ids]).await?;
+    let names = sensor_names(transaction, &rows).await?;
     rows.iter().map(|row| alarm(row, &names)).collect()
 }
 
@@ -90,31 +89,41 @@ pub enum Acknowledged {
 /// # Errors
 /// If the database is away.
 pub async fn acknowledge(
-    store: &Store,
+    transaction: &Transaction<'_>,
     id: Uuid,
     user: Uuid,
     comment: Option<&str>,
+    by: &By,
     now: Timestamp,
 ) -> Result<Acknowledged, StoreError> {
-    let mut client = store.client().await?;
-    let transaction = client.transaction().await?;
-    let Some(row) = transaction.query_opt("SELECT state FROM alarms WHERE id = $1 FOR UPDATE", &[&id]).await? else {
+    let select =
+        transaction.prepare_cached("SELECT state, site_id, comment FROM alarms WHERE id = $1 FOR UPDATE").await?;
+    let Some(row) = transaction.query_opt(&select, &[&id]).await? else {
         return Ok(Acknowledged::NoSuchAlarm);
     };
-    let Word(state): Word<AlarmState> = row.try_get("state")?;
+    let Word(state): Word<AlarmState> = row.try_get(0)?;
     let next = match state.acknowledged() {
         None => return Ok(Acknowledged::NotPossible),
         Some(next) if next == state => return Ok(Acknowledged::Already),
         Some(next) => next,
     };
-    transaction
-        .execute(
+    let update = transaction
+        .prepare_cached(
             "UPDATE alarms SET state = $2, acknowledged_at = $3, acknowledged_by = $4, comment = coalesce($5, comment)
              WHERE id = $1",
-            &[&id, &next.as_str(), &now, &user, &comment],
         )
         .await?;
-    transaction.commit().await?;
+    transaction.execute(&update, &[&id, &next.as_str(), &now, &user, &comment]).await?;
+    let known: Option<String> = row.try_get(2)?;
+    let change = Change {
+        action: "alarm.acknowledge",
+        object: "alarm",
+        id: &id.to_string(),
+        site: row.try_get(1)?,
+        before: json!({"state": state.as_str(), "comment": known}),
+        after: json!({"state": next.as_str(), "comment": comment.or(known.as_deref())}),
+    };
+    audit::write(transaction, by, &change, now).await?;
     Ok(Acknowledged::Done)
 }
 

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio_postgres::{Row, types::Json};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::StoreError;
 use crate::views::{Anomaly, AnomalyDetail, Window, named_shares};
 
 /// `shown` is the machine that the anomaly's machine is shown as.
@@ -34,7 +35,7 @@ pub struct Filter {
 /// # Errors
 /// If the database is away.
 pub async fn list(
-    store: &Store,
+    transaction: &Transaction<'_>,
     filter: &Filter,
     after: Option<&(Timestamp, Uuid)>,
     limit: i64,
@@ -48,25 +49,22 @@ pub async fn list(
            AND ($5::timestamptz IS NULL OR (a.opened_at, a.id) < ($5, $6::uuid))
          ORDER BY a.opened_at DESC, a.id DESC LIMIT $7"
     );
-    let rows = {
-        let client = store.client().await?;
-        let statement = client.prepare_cached(&sql).await?;
-        client
-            .query(
-                &statement,
-                &[
-                    &filter.machine,
-                    &filter.open,
-                    &filter.from,
-                    &filter.to,
-                    &after.map(|a| a.0),
-                    &after.map(|a| a.1),
-                    &limit,
-                ],
-            )
-            .await?
-    };
-    let names = sensor_names(store, &rows).await?;
+    let statement = transaction.prepare_cached(&sql).await?;
+    let rows = transaction
+        .query(
+            &statement,
+            &[
+                &filter.machine,
+                &filter.open,
+                &filter.from,
+                &filter.to,
+                &after.map(|a| a.0),
+                &after.map(|a| a.1),
+                &limit,
+            ],
+        )
+        .await?;
+    let names = sensor_names(transaction, &rows).await?;
     rows.iter().map(|row| anomaly(row, &names)).collect()
 }
 
@@ -74,9 +72,9 @@ pub async fn list(
 ///
 /// # Errors
 /// If the database is away.
-pub async fn by_ids(store: &Store, ids: &[Uuid]) -> Result<Vec<Anomaly>, StoreError> {
-    let rows = rows_by_ids(store, ids).await?;
-    let names = sensor_names(store, &rows).await?;
+pub async fn by_ids(transaction: &Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Anomaly>, StoreError> {
+    let rows = rows_by_ids(transaction, ids).await?;
+    let names = sensor_names(transaction, &rows).await?;
     rows.iter().map(|row| anomaly(row, &names)).collect()
 }
 
@@ -84,9 +82,9 @@ pub async fn by_ids(store: &Store, ids: &[Uuid]) -> Result<Vec<Anomaly>, StoreEr
 ///
 /// # Errors
 /// If the database is away.
-pub async fn detail(store: &Store, id: Uuid) -> Result<Option<AnomalyDetail>, StoreError> {
-    let rows = rows_by_ids(store, &[id]).await?;
-    let names = sensor_names(store, &rows).await?;
+pub async fn detail(transaction: &Transaction<'_>, id: Uuid) -> Result<Option<AnomalyDetail>, StoreError> {
+    let rows = rows_by_ids(transaction, &[id]).await?;
+    let names = sensor_names(transaction, &rows).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let window: Option<Json<StoredWindow>> = row.try_get("raw_window")?;
     let empty = Vec::new();
@@ -95,16 +93,15 @@ pub async fn detail(store: &Store, id: Uuid) -> Result<Option<AnomalyDetail>, St
     Ok(Some(AnomalyDetail { anomaly: anomaly(row, &names)?, window }))
 }
 
-async fn rows_by_ids(store: &Store, ids: &[Uuid]) -> Result<Vec<Row>, StoreError> {
-    let client = store.client().await?;
-    let statement = client.prepare_cached(&format!("{SELECT} WHERE a.id = ANY($1)")).await?;
-    Ok(client.query(&statement, &[&ids]).await?)
+async fn rows_by_ids(transaction: &Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Row>, StoreError> {
+    let statement = transaction.prepare_cached(&format!("{SELECT} WHERE a.id = ANY($1)")).await?;
+    Ok(transaction.query(&statement, &[&ids]).await?)
 }
 
 /// A machine's sensors' names by catalog position, for each machine of these rows (`own_machine_id`).
 pub(super) type SensorNames = HashMap<Uuid, Vec<(i16, String)>>;
 
-pub(super) async fn sensor_names(store: &Store, rows: &[Row]) -> Result<SensorNames, StoreError> {
+pub(super) async fn sensor_names(transaction: &Transaction<'_>, rows: &[Row]) -> Result<SensorNames, StoreError> {
     let mut machines: Vec<Uuid> = rows
         .iter()
         .filter_map(|row| row.try_get::<_, Option<Uuid>>("own_machine_id").transpose())
@@ -115,13 +112,12 @@ pub(super) async fn sensor_names(store: &Store, rows: &[Row]) -> Result<SensorNa
     if machines.is_empty() {
         return Ok(names);
     }
-    let client = store.client().await?;
-    let statement = client
+    let statement = transaction
         .prepare_cached(
             "SELECT machine_id, position, name FROM sensors WHERE machine_id = ANY($1) ORDER BY machine_id, position",
         )
         .await?;
-    for row in client.query(&statement, &[&machines]).await? {
+    for row in transaction.query(&statement, &[&machines]).await? {
         names.entry(row.try_get(0)?).or_default().push((row.try_get(1)?, row.try_get(2)?));
     }
     Ok(names)

@@ -1,11 +1,16 @@
 //! What people tell gateways to do.
 
+use deadpool_postgres::Transaction;
 use gemba_shared::message::{Command, CommandKind, CommandResult, Outcome, REPORT_BYTES_MAX};
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use tokio_postgres::{Row, types::Json};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{
+    Store, StoreError,
+    audit::{self, By, Change},
+};
 use crate::{
     clock,
     views::{CommandState, CommandWord, GatewayCommand},
@@ -40,17 +45,16 @@ pub enum Given {
 ///
 /// # Errors
 /// If the database is away.
-pub async fn give(store: &Store, new: &NewCommand) -> Result<Given, StoreError> {
-    let mut client = store.client().await?;
-    let transaction = client.transaction().await?;
+pub async fn give(transaction: &Transaction<'_>, new: &NewCommand, by: &By) -> Result<Given, StoreError> {
     // The lock lets numbers count up.
-    let row =
-        transaction.query_opt("SELECT state FROM gateways WHERE id = $1 FOR NO KEY UPDATE", &[&new.gateway]).await?;
-    match row.as_ref().map(|row| row.get::<_, &str>(0)) {
+    let row = transaction
+        .query_opt("SELECT state, site_id FROM gateways WHERE id = $1 FOR NO KEY UPDATE", &[&new.gateway])
+        .await?;
+    let site = match row.as_ref().map(|row| (row.get::<_, &str>(0), row.get(1))) {
         None => return Ok(Given::NoSuchGateway),
-        Some("enrolled") => {}
+        Some(("enrolled", site)) => site,
         Some(_) => return Ok(Given::NotEnrolled),
-    }
+    };
     let waiting: i64 = transaction
         .query_one("SELECT count(*) FROM commands WHERE gateway_id = $1 AND state = 'waiting'", &[&new.gateway])
         .await?
@@ -58,7 +62,7 @@ pub async fn give(store: &Store, new: &NewCommand) -> Result<Given, StoreError> 
     if waiting >= WAITING_MAX {
         return Ok(Given::TooMany);
     }
-    let number = transaction
+    let number: i64 = transaction
         .query_one(
             "INSERT INTO commands (gateway_id, number, kind, created_at, created_by, expires_at, state)
              SELECT $1, greatest((SELECT max(number) FROM commands WHERE gateway_id = $1) + 1, $2), $3, $4, $5, $6, 'waiting'
@@ -74,7 +78,16 @@ pub async fn give(store: &Store, new: &NewCommand) -> Result<Given, StoreError> 
         )
         .await?
         .get(0);
-    transaction.commit().await?;
+    let (kind, machine) = describe(new.kind.clone());
+    let change = Change {
+        action: "gateway.command",
+        object: "gateway",
+        id: &new.gateway.to_string(),
+        site: Some(site),
+        before: Value::Null,
+        after: json!({"number": number, "kind": kind, "machine": machine, "expires_at": new.expires_at}),
+    };
+    audit::write(transaction, by, &change, new.now).await?;
     Ok(Given::Number(number))
 }
 
@@ -83,13 +96,12 @@ pub async fn give(store: &Store, new: &NewCommand) -> Result<Given, StoreError> 
 /// # Errors
 /// If the database is away.
 pub async fn list(
-    store: &Store,
+    transaction: &Transaction<'_>,
     gateway: Uuid,
     after: Option<i64>,
     limit: i64,
 ) -> Result<Vec<GatewayCommand>, StoreError> {
-    let client = store.client().await?;
-    let select = client
+    let select = transaction
         .prepare_cached(
             "SELECT c.number, c.kind, c.created_at, u.name, c.expires_at, c.state, c.answered_at, c.result
              FROM commands c JOIN users u ON u.id = c.created_by
@@ -97,7 +109,7 @@ pub async fn list(
              ORDER BY c.number DESC LIMIT $3",
         )
         .await?;
-    client.query(&select, &[&gateway, &after, &limit]).await?.iter().map(shown).collect()
+    transaction.query(&select, &[&gateway, &after, &limit]).await?.iter().map(shown).collect()
 }
 
 fn shown(row: &Row) -> Result<GatewayCommand, StoreError> {
@@ -215,10 +227,14 @@ fn clean(text: &str) -> String {
 ///
 /// # Errors
 /// If the database is away.
-pub async fn machine(store: &Store, gateway: Uuid, machine: Uuid) -> Result<Option<String>, StoreError> {
-    let client = store.client().await?;
-    let row =
-        client.query_opt("SELECT name FROM machines WHERE gateway_id = $1 AND id = $2", &[&gateway, &machine]).await?;
+pub async fn machine(
+    transaction: &Transaction<'_>,
+    gateway: Uuid,
+    machine: Uuid,
+) -> Result<Option<String>, StoreError> {
+    let row = transaction
+        .query_opt("SELECT name FROM machines WHERE gateway_id = $1 AND id = $2", &[&gateway, &machine])
+        .await?;
     Ok(row.map(|row| row.get(0)))
 }
 
@@ -226,9 +242,12 @@ pub async fn machine(store: &Store, gateway: Uuid, machine: Uuid) -> Result<Opti
 ///
 /// # Errors
 /// If the database is away.
-pub async fn anomaly(store: &Store, gateway: Uuid, anomaly: Uuid) -> Result<Option<(String, Timestamp)>, StoreError> {
-    let client = store.client().await?;
-    let row = client
+pub async fn anomaly(
+    transaction: &Transaction<'_>,
+    gateway: Uuid,
+    anomaly: Uuid,
+) -> Result<Option<(String, Timestamp)>, StoreError> {
+    let row = transaction
         .query_opt(
             "SELECT m.name, a.opened_at FROM anomalies a JOIN machines m ON m.id = a.machine_id
              WHERE m.gateway_id = $1 AND a.id = $2",

@@ -1,10 +1,11 @@
 //! Gateways as they are shown.
 
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use tokio_postgres::{Row, types::Json};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::StoreError;
 use crate::views::{self, DropCount, Enrolment, Gateway, Patience};
 
 const COLUMNS: &str = "g.id, g.name, g.state, g.last_seen_at, g.version, g.backlog_records, g.backlog_bytes,
@@ -16,7 +17,7 @@ const COLUMNS: &str = "g.id, g.name, g.state, g.last_seen_at, g.version, g.backl
 /// # Errors
 /// If the database is away.
 pub async fn list(
-    store: &Store,
+    transaction: &Transaction<'_>,
     after: Option<&(String, Uuid)>,
     limit: i64,
     now: Timestamp,
@@ -27,9 +28,8 @@ pub async fn list(
          WHERE $1::text IS NULL OR (g.name, g.id) > ($1, $2::uuid)
          ORDER BY g.name, g.id LIMIT $3"
     );
-    let client = store.client().await?;
-    let statement = client.prepare_cached(&sql).await?;
-    let rows = client.query(&statement, &[&after.map(|a| &a.0), &after.map(|a| a.1), &limit]).await?;
+    let statement = transaction.prepare_cached(&sql).await?;
+    let rows = transaction.query(&statement, &[&after.map(|a| &a.0), &after.map(|a| a.1), &limit]).await?;
     rows.iter().map(|row| gateway(row, now, patience)).collect()
 }
 
@@ -38,14 +38,14 @@ pub async fn list(
 /// # Errors
 /// If the database is away.
 pub async fn by_ids(
-    store: &Store,
+    transaction: &Transaction<'_>,
     ids: &[Uuid],
     now: Timestamp,
     patience: Patience,
 ) -> Result<Vec<Gateway>, StoreError> {
-    let client = store.client().await?;
-    let statement = client.prepare_cached(&format!("SELECT {COLUMNS} FROM gateways g WHERE g.id = ANY($1)")).await?;
-    let rows = client.query(&statement, &[&ids]).await?;
+    let statement =
+        transaction.prepare_cached(&format!("SELECT {COLUMNS} FROM gateways g WHERE g.id = ANY($1)")).await?;
+    let rows = transaction.query(&statement, &[&ids]).await?;
     rows.iter().map(|row| gateway(row, now, patience)).collect()
 }
 

@@ -2,11 +2,18 @@
 
 use std::collections::HashMap;
 
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
+use serde_json::json;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Store, StoreError, gateways_read::enrolment, words::Word};
+use super::{
+    StoreError,
+    audit::{self, By, Change},
+    gateways_read::enrolment,
+    words::Word,
+};
 use crate::views::{
     self, Connection, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
     machine::{GroupSensor, MergeRefused, MergedMachine, Remaining, connection, may_merge, state, union_of_sensors},
@@ -49,7 +56,7 @@ pub struct Filter {
 /// # Errors
 /// If the database is away.
 pub async fn list(
-    store: &Store,
+    transaction: &Transaction<'_>,
     filter: &Filter,
     after: Option<&(String, Uuid)>,
     limit: i64,
@@ -62,9 +69,8 @@ pub async fn list(
            AND ($3::text IS NULL OR (coalesce(m.display_name, m.name), m.id) > ($3, $4::uuid))
          ORDER BY coalesce(m.display_name, m.name), m.id LIMIT $5"
     );
-    let client = store.client().await?;
-    let statement = client.prepare_cached(&sql).await?;
-    let rows = client
+    let statement = transaction.prepare_cached(&sql).await?;
+    let rows = transaction
         .query(
             &statement,
             &[&filter.gateway, &filter.include_ignored, &after.map(|a| &a.0), &after.map(|a| a.1), &limit],
@@ -78,12 +84,12 @@ pub async fn list(
 /// # Errors
 /// If the database is away.
 pub async fn detail(
-    store: &Store,
+    transaction: &Transaction<'_>,
     id: Uuid,
     now: Timestamp,
     patience: Patience,
 ) -> Result<Option<MachineDetail>, StoreError> {
-    Ok(details(store, &[id], now, patience).await?.pop())
+    Ok(details(transaction, &[id], now, patience).await?.pop())
 }
 
 /// The live state of the machines that these are shown as.
@@ -93,13 +99,12 @@ pub async fn detail(
 /// # Errors
 /// If the database is away.
 pub async fn live(
-    store: &Store,
+    transaction: &Transaction<'_>,
     changed: &[Uuid],
     now: Timestamp,
     patience: Patience,
 ) -> Result<Vec<MachineLive>, StoreError> {
-    let client = store.client().await?;
-    let statement = client
+    let statement = transaction
         .prepare_cached(
             "SELECT m.id, m.interval_ms, m.detector, m.calibration_percent, m.detector_note,
                     m.remaining_likely_s, m.remaining_low_s, m.remaining_high_s, m.score, m.health_percent, m.mode,
@@ -109,8 +114,7 @@ pub async fn live(
              WHERE m.id IN (SELECT coalesce(merged_into, id) FROM machines WHERE id = ANY($1))",
         )
         .await?;
-    let rows = client.query(&statement, &[&changed]).await?;
-    drop(client);
+    let rows = transaction.query(&statement, &[&changed]).await?;
     let mut found = Vec::with_capacity(rows.len());
     let mut groups: Vec<Uuid> = Vec::new();
     for row in &rows {
@@ -121,7 +125,7 @@ pub async fn live(
         }
     }
     if !groups.is_empty() {
-        let details = details(store, &groups, now, patience).await?;
+        let details = details(transaction, &groups, now, patience).await?;
         found.extend(details.iter().map(|detail| MachineLive::new(&detail.machine, &detail.sensors)));
     }
     Ok(found)
@@ -152,12 +156,11 @@ fn live_alone(row: &Row, now: Timestamp, patience: Patience) -> Result<MachineLi
 /// # Errors
 /// If the database is away.
 pub async fn states(
-    store: &Store,
+    transaction: &Transaction<'_>,
     now: Timestamp,
     patience: Patience,
 ) -> Result<Vec<(Uuid, MachineState)>, StoreError> {
-    let client = store.client().await?;
-    let statement = client
+    let statement = transaction
         .prepare_cached(
             "SELECT m.id, live.last_reading_at, live.interval_ms, live.detector, lg.state AS gateway_state,
                     lg.last_seen_at
@@ -170,7 +173,7 @@ pub async fn states(
              WHERE m.merged_into IS NULL",
         )
         .await?;
-    let rows = client.query(&statement, &[]).await?;
+    let rows = transaction.query(&statement, &[]).await?;
     rows.iter()
         .map(|row| {
             let Word(detector) = row.try_get("detector")?;
@@ -181,14 +184,13 @@ pub async fn states(
 }
 
 async fn details(
-    store: &Store,
+    transaction: &Transaction<'_>,
     ids: &[Uuid],
     now: Timestamp,
     patience: Patience,
 ) -> Result<Vec<MachineDetail>, StoreError> {
-    let client = store.client().await?;
-    let machines = client.prepare_cached(&format!("{SELECT} WHERE m.id = ANY($1)")).await?;
-    let sensors = client
+    let machines = transaction.prepare_cached(&format!("{SELECT} WHERE m.id = ANY($1)")).await?;
+    let sensors = transaction
         .prepare_cached(
             "SELECT t.id AS shown, s.name, s.display_name, s.unit, s.ignored, p.last_reading_at,
                     p.last_values[s.position + 1] AS last_value
@@ -198,19 +200,19 @@ async fn details(
              ORDER BY t.id, p.id <> t.id, p.created_at, p.id, s.position",
         )
         .await?;
-    let merged = client
+    let merged = transaction
         .prepare_cached("SELECT merged_into, id, name FROM machines WHERE merged_into = ANY($1) ORDER BY name, id")
         .await?;
     let mut sensors_of: HashMap<Uuid, Vec<GroupSensor>> = HashMap::new();
-    for row in client.query(&sensors, &[&ids]).await? {
+    for row in transaction.query(&sensors, &[&ids]).await? {
         sensors_of.entry(row.try_get("shown")?).or_default().push(group_sensor(&row)?);
     }
     let mut merged_of: HashMap<Uuid, Vec<MergedMachine>> = HashMap::new();
-    for row in client.query(&merged, &[&ids]).await? {
+    for row in transaction.query(&merged, &[&ids]).await? {
         let part = MergedMachine { id: row.try_get("id")?, name: row.try_get("name")? };
         merged_of.entry(row.try_get("merged_into")?).or_default().push(part);
     }
-    let rows = client.query(&machines, &[&ids]).await?;
+    let rows = transaction.query(&machines, &[&ids]).await?;
     rows.iter()
         .map(|row| {
             let machine = machine(row, now, patience)?;
@@ -238,30 +240,50 @@ pub struct Labels {
 ///
 /// # Errors
 /// If the database is away.
-pub async fn label(store: &Store, id: Uuid, labels: &Labels) -> Result<bool, StoreError> {
-    let client = store.client().await?;
-    let changed = client
-        .execute(
-            "UPDATE machines SET display_name = CASE WHEN $2 THEN $3 ELSE display_name END,
-                                 ignored = coalesce($4, ignored)
-             WHERE id = $1",
+pub async fn label(
+    transaction: &Transaction<'_>,
+    id: Uuid,
+    labels: &Labels,
+    by: &By,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = transaction
+        .query_opt(
+            "UPDATE machines SET display_name = CASE WHEN $2 THEN $3 ELSE machines.display_name END,
+                                 ignored = coalesce($4, machines.ignored)
+             FROM (SELECT id, display_name, ignored FROM machines WHERE id = $1 FOR UPDATE) old
+             WHERE machines.id = old.id
+             RETURNING old.display_name, old.ignored, machines.display_name, machines.ignored, machines.site_id",
             &[&id, &labels.display_name.is_some(), &labels.display_name.clone().flatten(), &labels.ignored],
         )
         .await?;
-    Ok(changed > 0)
+    let Some(row) = changed else { return Ok(false) };
+    labelled(transaction, &row, ("machine.label", "machine", &id.to_string()), by, now).await?;
+    Ok(true)
 }
 
 /// Changes the labels of a sensor, in all machines that are shown as this one; false if it has no such sensor.
 ///
 /// # Errors
 /// If the database is away.
-pub async fn label_sensor(store: &Store, machine: Uuid, sensor: &str, labels: &Labels) -> Result<bool, StoreError> {
-    let client = store.client().await?;
-    let changed = client
-        .execute(
-            "UPDATE sensors SET display_name = CASE WHEN $3 THEN $4 ELSE display_name END,
-                                ignored = coalesce($5, ignored)
-             WHERE name = $2 AND machine_id IN (SELECT id FROM machines WHERE id = $1 OR merged_into = $1)",
+pub async fn label_sensor(
+    transaction: &Transaction<'_>,
+    machine: Uuid,
+    sensor: &str,
+    labels: &Labels,
+    by: &By,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = transaction
+        .query(
+            "UPDATE sensors SET display_name = CASE WHEN $3 THEN $4 ELSE sensors.display_name END,
+                                ignored = coalesce($5, sensors.ignored)
+             FROM (SELECT s.machine_id, s.name, s.display_name, s.ignored, m.site_id
+                   FROM sensors s JOIN machines m ON m.id = s.machine_id
+                   WHERE s.name = $2 AND (m.id = $1 OR m.merged_into = $1)
+                   ORDER BY m.id FOR UPDATE OF s) old
+             WHERE sensors.machine_id = old.machine_id AND sensors.name = old.name
+             RETURNING old.display_name, old.ignored, sensors.display_name, sensors.ignored, old.site_id, old.machine_id",
             &[
                 &machine,
                 &sensor,
@@ -271,7 +293,31 @@ pub async fn label_sensor(store: &Store, machine: Uuid, sensor: &str, labels: &L
             ],
         )
         .await?;
-    Ok(changed > 0)
+    for row in &changed {
+        let id = format!("{}/{sensor}", row.try_get::<_, Uuid>(5)?);
+        labelled(transaction, row, ("sensor.label", "sensor", &id), by, now).await?;
+    }
+    Ok(!changed.is_empty())
+}
+
+/// Writes a change of labels to the audit, unless nothing is new.
+async fn labelled(
+    transaction: &Transaction<'_>,
+    row: &Row,
+    (action, object, id): (&'static str, &'static str, &str),
+    by: &By,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let labels = |at: usize| -> Result<_, StoreError> {
+        let (name, ignored): (Option<String>, bool) = (row.try_get(at)?, row.try_get(at + 1)?);
+        Ok(json!({"display_name": name, "ignored": ignored}))
+    };
+    let (before, after) = (labels(0)?, labels(2)?);
+    if before == after {
+        return Ok(());
+    }
+    let change = Change { action, object, id, site: row.try_get(4)?, before, after };
+    audit::write(transaction, by, &change, now).await
 }
 
 /// Shows a machine as a part of another, or (`None`) by itself again; `None` if there is no such machine.
@@ -279,34 +325,44 @@ pub async fn label_sensor(store: &Store, machine: Uuid, sensor: &str, labels: &L
 /// # Errors
 /// If the database is away.
 pub async fn merge(
-    store: &Store,
+    transaction: &Transaction<'_>,
     id: Uuid,
     into: Option<Uuid>,
+    by: &By,
+    now: Timestamp,
 ) -> Result<Option<Result<(), MergeRefused>>, StoreError> {
-    let mut client = store.client().await?;
-    let transaction = client.transaction().await?;
     // Both rows, and the parts of the one that is to be merged, in one order: two merges cannot make a chain.
     let rows = transaction
         .query(
-            "SELECT id, merged_into FROM machines WHERE id = $1 OR id = $2 OR merged_into = $1 ORDER BY id FOR UPDATE",
+            "SELECT id, merged_into, site_id FROM machines WHERE id = $1 OR id = $2 OR merged_into = $1
+             ORDER BY id FOR UPDATE",
             &[&id, &into],
         )
         .await?;
-    let mut merged_into: HashMap<Uuid, Option<Uuid>> = HashMap::new();
+    let mut known: HashMap<Uuid, (Option<Uuid>, Uuid)> = HashMap::new();
     for row in &rows {
-        merged_into.insert(row.try_get("id")?, row.try_get("merged_into")?);
+        known.insert(row.try_get("id")?, (row.try_get("merged_into")?, row.try_get("site_id")?));
     }
-    if !merged_into.contains_key(&id) {
-        return Ok(None);
-    }
+    let Some(&(before, site)) = known.get(&id) else { return Ok(None) };
     if let Some(into) = into {
-        let has_parts = merged_into.values().any(|target| *target == Some(id));
-        if let Err(refused) = may_merge(id, into, merged_into.get(&into).copied(), has_parts) {
+        let has_parts = known.values().any(|(target, _)| *target == Some(id));
+        let target = known.get(&into).filter(|(_, at)| *at == site).map(|(merged, _)| *merged);
+        if let Err(refused) = may_merge(id, into, target, has_parts) {
             return Ok(Some(Err(refused)));
         }
     }
     transaction.execute("UPDATE machines SET merged_into = $2 WHERE id = $1", &[&id, &into]).await?;
-    transaction.commit().await?;
+    if before != into {
+        let change = Change {
+            action: "machine.merge",
+            object: "machine",
+            id: &id.to_string(),
+            site: Some(site),
+            before: json!({"merged_into": before}),
+            after: json!({"merged_into": into}),
+        };
+        audit::write(transaction, by, &change, now).await?;
+    }
     Ok(Some(Ok(())))
 }
 

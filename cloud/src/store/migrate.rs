@@ -6,13 +6,17 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Store, StoreError};
+use super::{
+    Store, StoreError,
+    scoped::{RoleError, ensure_role},
+};
 
 /// Number, name and text of every step, in their order.
-const STEPS: [(i32, &str, &str); 3] = [
+const STEPS: [(i32, &str, &str); 4] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "commands", include_str!("../../migrations/0002_commands.sql")),
     (3, "detection", include_str!("../../migrations/0003_detection.sql")),
+    (4, "access", include_str!("../../migrations/0004_access.sql")),
 ];
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).
 const LOCK: i64 = 0x67_65_6d_62_61;
@@ -22,6 +26,8 @@ const LOCK: i64 = 0x67_65_6d_62_61;
 pub enum MigrateError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Role(#[from] RoleError),
     #[error("migration {number} ({name}) failed and changed nothing")]
     Step { number: i32, name: &'static str, source: tokio_postgres::Error },
     #[error(
@@ -71,6 +77,7 @@ impl Store {
 }
 
 async fn apply(client: &mut deadpool_postgres::Client) -> Result<Vec<i32>, MigrateError> {
+    ensure_role(client).await?;
     client
         .batch_execute(
             "CREATE TABLE IF NOT EXISTS migrations (

@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::StoreError;
 use crate::series::{Cell, Collector, Plan, Series};
 
 const CELLS: &str = "
@@ -30,20 +31,19 @@ const VERDICTS: &str = "
 /// 30 days of 8 sensors in 0.8 s instead of 2.3 s); and the range decides the plan.
 const PLANNER: &str = "SET LOCAL enable_sort = off; SET LOCAL plan_cache_mode = force_custom_plan";
 
-/// The trends of these sensors (name and unit) of a machine and of those that are shown as a part of it.
+/// The trends of these sensors (name and unit) of a machine and of those that are shown as a part of it. The transaction is for
+/// nothing else after this: its planner is set for such queries.
 ///
 /// # Errors
 /// If the database is away.
 pub async fn read(
-    store: &Store,
+    transaction: &Transaction<'_>,
     machine: Uuid,
     sensors: Vec<(String, Option<String>)>,
     plan: Plan,
 ) -> Result<Series, StoreError> {
-    let mut client = store.client().await?;
     let names: Vec<String> = sensors.iter().map(|(name, _)| name.clone()).collect();
     let places: HashMap<&str, i32> = names.iter().map(String::as_str).zip(0..).collect();
-    let transaction = client.build_transaction().read_only(true).start().await?;
     transaction.batch_execute(PLANNER).await?;
     let group = transaction
         .prepare_cached(
@@ -78,6 +78,5 @@ pub async fn read(
             collector.add_verdict(row.try_get("bucket")?, row.try_get("score")?, row.try_get("health")?);
         }
     }
-    transaction.commit().await?;
     Ok(collector.finish())
 }

@@ -211,7 +211,7 @@ pub const fn state(connection: Connection, detector: Detector) -> MachineState {
 pub enum MergeRefused {
     #[error("a machine cannot be merged into itself")]
     Itself,
-    #[error("there is no machine with the id given as `into`")]
+    #[error("there is no machine with the id given as `into` at the same site")]
     NoTarget,
     #[error("the machine given as `into` is itself merged into another; merge into that one")]
     TargetIsMerged,

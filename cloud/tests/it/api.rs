@@ -3,6 +3,7 @@
 
 mod access;
 mod hostile;
+mod isolation;
 mod plant;
 mod stream;
 mod trends;
@@ -15,7 +16,7 @@ use gemba_cloud::{
     api::{self, ApiState, Parts},
     clock,
     live::{CHANGES_MAX, Change, Changes, hub},
-    store::Store,
+    store::{Store, users},
     users::{Role, tokens::Tokens},
     views::Patience,
     web,
@@ -35,6 +36,16 @@ pub(crate) struct Server {
     tokens: Tokens,
     agent: ureq::Agent,
     _stop: DropGuard,
+}
+
+/// What stands at a site.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plant {
+    pub(crate) site: Uuid,
+    pub(crate) gateway: Uuid,
+    pub(crate) machine: Uuid,
+    pub(crate) alarm: Uuid,
+    pub(crate) anomaly: Uuid,
 }
 
 /// An answer: status, headers, body.
@@ -115,16 +126,71 @@ impl Server {
         (answer.status, answer.body)
     }
 
-    /// A user of this role who has chosen a password, and a token.
+    /// A user with this role in the whole first organisation who has chosen a password, and a token.
     pub(crate) async fn user(&self, role: Role) -> String {
+        let organisation = users::DEFAULT_ORGANISATION;
         let id = Uuid::now_v7();
         self.sql(&format!(
-            "INSERT INTO users (id, organisation_id, name, password_hash, role, must_change_password)
-             VALUES ('{id}', '00000000-0000-7000-8000-000000000001', '{role}-{}', 'x', '{role}', false)",
+            "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
+             VALUES ('{id}', '{organisation}', '{role}-{}', 'x', false);
+             INSERT INTO grants (user_id, organisation_id, role) VALUES ('{id}', '{organisation}', '{role}')",
             id.simple()
         ))
         .await;
         self.token(id)
+    }
+
+    /// A user with these roles at these sites of an organisation, and a token; `None` is the whole of it.
+    pub(crate) async fn user_at(&self, organisation: Uuid, grants: &[(Option<Uuid>, Role)]) -> String {
+        let id = Uuid::now_v7();
+        self.sql(&format!(
+            "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
+             VALUES ('{id}', '{organisation}', 'user-{}', 'x', false)",
+            id.simple()
+        ))
+        .await;
+        for (site, role) in grants {
+            let site = site.map_or("NULL".to_owned(), |site| format!("'{site}'"));
+            self.sql(&format!(
+                "INSERT INTO grants (user_id, organisation_id, site_id, role)
+                 VALUES ('{id}', '{organisation}', {site}, '{role}')"
+            ))
+            .await;
+        }
+        self.token(id)
+    }
+
+    /// An organisation of this name.
+    pub(crate) async fn organisation(&self, name: &str) -> Uuid {
+        let id = Uuid::now_v7();
+        self.sql(&format!("INSERT INTO organisations (id, name) VALUES ('{id}', '{name}')")).await;
+        id
+    }
+
+    pub(crate) async fn site(&self, organisation: Uuid, name: &str) -> Uuid {
+        let id = Uuid::now_v7();
+        self.sql(&format!("INSERT INTO sites (id, organisation_id, name) VALUES ('{id}', '{organisation}', '{name}')"))
+            .await;
+        id
+    }
+
+    /// An enrolled gateway at a site, with a machine (two sensors, a day's summary), an open alarm and its anomaly.
+    pub(crate) async fn plant_at(&self, site: Uuid) -> Plant {
+        let gateway = self.gateway(&format!("gateway-{}", site.simple())).await;
+        self.sql(&format!("UPDATE gateways SET site_id = '{site}' WHERE id = '{gateway}'")).await;
+        let (machine, key) = self.machine(gateway, "pump-1", &["flow", "pressure"]).await;
+        let now = clock::now();
+        self.store.make_days(&[gemba_cloud::store::summaries::day(now)].into()).await.unwrap();
+        self.sql(&format!(
+            "INSERT INTO summaries VALUES ({key}, date_trunc('minute', now()), 10000, '{{1,1}}', '{{1,1}}', '{{1,1}}', '{{1,1}}',
+                                           '{{0,0}}', '{{1,1}}', '\\x0000', 1, 0, 100, 3, 0, true)"
+        ))
+        .await;
+        let alarm = self.alarm(gateway, machine, "unacknowledged", "high", now).await;
+        self.sql(&format!("UPDATE alarms SET site_id = '{site}' WHERE id = '{alarm}'")).await;
+        let client = self.store.client().await.unwrap();
+        let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
+        Plant { site, gateway, machine, alarm, anomaly: row.get(0) }
     }
 
     /// A fresh token for a user.

@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use gemba_cloud::{
     cluster::{Cluster, Durability},
-    store::{Store, migrate::MigrateError},
+    store::{Store, migrate::MigrateError, scoped, scoped::RoleError, users::DEFAULT_ORGANISATION},
+    users::scope::Scope,
 };
 
 use crate::database;
@@ -29,6 +30,35 @@ async fn a_newer_database_is_refused() {
     client.execute("INSERT INTO migrations VALUES (1000, 'later', '')", &[]).await.unwrap();
     assert!(matches!(store.check_schema().await, Err(MigrateError::Newer { found: 1000, .. })));
     assert!(matches!(store.migrate().await, Err(MigrateError::Newer { .. })));
+}
+
+#[tokio::test]
+async fn an_ordinary_owner_of_a_database_needs_the_role_and_is_told_how() {
+    // The role is there: other databases of the cluster have it.
+    let store = database::store().await;
+    let mut config = database::empty().await;
+    let name = config.get_dbname().unwrap().to_owned();
+    let client = store.client().await.unwrap();
+    let owner = format!("owner_{name}");
+    client.batch_execute(&format!("CREATE ROLE {owner} LOGIN PASSWORD 'x'")).await.unwrap();
+    client.batch_execute(&format!("ALTER DATABASE {name} OWNER TO {owner}")).await.unwrap();
+    config.user(&owner).password("x");
+    let theirs = Store::new(config, 2).unwrap();
+    let refused = theirs.migrate().await.unwrap_err();
+    assert!(matches!(refused, MigrateError::Role(RoleError::NotGranted(_))), "{refused:?}");
+    assert!(refused.to_string().contains(&format!("GRANT gemba_app TO \"{owner}\"")), "{refused}");
+    client.batch_execute(&format!("GRANT gemba_app TO {owner}")).await.unwrap();
+    assert!(!theirs.migrate().await.unwrap().is_empty());
+    let scope = Scope::new(DEFAULT_ORGANISATION, &[], &[]);
+    let mut theirs = theirs.client().await.unwrap();
+    let transaction = scoped(&mut theirs, &scope).await.unwrap();
+    let row =
+        transaction.query_one("SELECT current_user::text, (SELECT count(*) FROM organisations)", &[]).await.unwrap();
+    assert_eq!((row.get(0), row.get(1)), ("gemba_app", 1_i64));
+    drop(transaction);
+    // The settings end with the transaction, also on a connection that goes on.
+    let row = theirs.query_one("SELECT current_user::text, current_setting('gemba.organisation')", &[]).await.unwrap();
+    assert_eq!((row.get(0), row.get(1)), (owner.as_str(), ""));
 }
 
 #[tokio::test]

@@ -104,7 +104,9 @@ async fn routes_and_roles() {
             let answer = server.call(method.as_str(), &concrete, Some(token), body.clone()).await;
             let allowed = match access {
                 Access::Open | Access::SignedIn => true,
-                Access::Role(least) => !must_change && *role >= Some(*least),
+                Access::Role(least) | Access::At(least, _) | Access::Organisation(least) => {
+                    !must_change && *role >= Some(*least)
+                }
             };
             assert_eq!(answer.status != 403, allowed, "{method} {path} as {role:?} ({must_change}): {}", answer.body);
             assert_ne!(answer.status, 401, "{method} {path} as {role:?}");

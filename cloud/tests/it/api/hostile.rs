@@ -39,7 +39,8 @@ fn is_a_problem(answer: &Answer, status: u16, what: &str) {
 async fn wrong_routes_methods_and_bodies() {
     let server = Server::start().await;
     let token = server.user(Role::Admin).await;
-    let id = Uuid::now_v7();
+    let gateway = server.gateway("north").await;
+    let (id, _) = server.machine(gateway, "pump-1", &["flow"]).await;
     for (method, path, status) in [
         ("GET", "/api", 404),
         ("GET", "/api/", 404),

@@ -14,16 +14,16 @@ use uuid::Uuid;
 
 use super::Server;
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 impl Server {
-    async fn open(&self) -> Socket {
+    pub(super) async fn open(&self) -> Socket {
         connect_async(format!("ws://{}/api/v1/live", self.address)).await.unwrap().0
     }
 
-    async fn listen(&self, token: &str) -> Socket {
+    pub(super) async fn listen(&self, token: &str) -> Socket {
         let mut socket = self.open().await;
         socket.send(Message::text(json!({"token": token}).to_string())).await.unwrap();
         assert_eq!(next(&mut socket).await, Ok(json!({"type": "hello"})));
@@ -32,7 +32,7 @@ impl Server {
 }
 
 /// The next message, or the code with which the server ends.
-async fn next(socket: &mut Socket) -> Result<Value, u16> {
+pub(super) async fn next(socket: &mut Socket) -> Result<Value, u16> {
     loop {
         match timeout(DEADLINE, socket.next()).await.expect("a message in time") {
             Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),

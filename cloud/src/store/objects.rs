@@ -1,0 +1,65 @@
+//! What stands at a site: where an object that a path names is to be found, for whoever asks who may touch it.
+
+use std::collections::HashMap;
+
+use deadpool_postgres::Transaction;
+use uuid::Uuid;
+
+use super::StoreError;
+
+/// What stands at a site and has an id in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    Site,
+    Area,
+    Gateway,
+    Machine,
+    Anomaly,
+    Alarm,
+}
+
+impl Object {
+    /// Its name for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Site => "site",
+            Self::Area => "area",
+            Self::Gateway => "gateway",
+            Self::Machine => "machine",
+            Self::Anomaly => "anomaly",
+            Self::Alarm => "alarm",
+        }
+    }
+
+    /// Rows of (id, site) of the objects `$1`.
+    const fn sites(self) -> &'static str {
+        match self {
+            Self::Site => "SELECT id, id FROM sites WHERE id = ANY($1)",
+            Self::Area => "SELECT id, site_id FROM areas WHERE id = ANY($1)",
+            Self::Gateway => "SELECT id, site_id FROM gateways WHERE id = ANY($1)",
+            Self::Machine => "SELECT id, site_id FROM machines WHERE id = ANY($1)",
+            Self::Anomaly => {
+                "SELECT a.id, m.site_id FROM anomalies a JOIN machines m ON m.id = a.machine_id WHERE a.id = ANY($1)"
+            }
+            Self::Alarm => "SELECT id, site_id FROM alarms WHERE id = ANY($1)",
+        }
+    }
+}
+
+/// At which site each of these objects stands, as far as the transaction sees them.
+///
+/// # Errors
+/// If the database is away.
+pub async fn sites(
+    transaction: &Transaction<'_>,
+    object: Object,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, Uuid>, StoreError> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let select = transaction.prepare_cached(object.sites()).await?;
+    let rows = transaction.query(&select, &[&ids]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
