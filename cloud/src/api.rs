@@ -50,7 +50,7 @@ pub const BODY_BYTES_MAX: usize = 64 * 1_024;
 /// How long a request may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Clients of the live stream at a time.
-pub const LIVE_CLIENTS_MAX: usize = 500;
+pub const LIVE_CLIENTS_MAX: usize = 2_000;
 /// Trends read from the database at a time; others wait, up to their deadline.
 pub const TRENDS_MAX: usize = 4;
 

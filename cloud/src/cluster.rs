@@ -216,16 +216,12 @@ impl Server {
         let deadline = Instant::now() + START_MAX;
         let data = self.data();
         let ready = || Postmaster::of(&data).is_some_and(|postmaster| postmaster.ready());
-        match Postmaster::of(&data) {
-            Some(postmaster) if postmaster.stopping() => {
-                wait(deadline, || Postmaster::of(&data).is_none()).context("PostgreSQL does not end its shutdown")?;
-            }
-            Some(_) => {
-                wait(deadline, ready).context("PostgreSQL runs and does not become ready")?;
-                tracing::info!(directory = %self.directory.display(), "adopted the running private PostgreSQL");
-                return Ok(());
-            }
-            None => {}
+        // One that starts may end instead (children of a killed one still ran), and one that stops ends.
+        wait(deadline, || Postmaster::of(&data).is_none_or(|postmaster| postmaster.ready()))
+            .context("PostgreSQL runs, and neither becomes ready nor ends")?;
+        if ready() {
+            tracing::info!(directory = %self.directory.display(), "adopted the running private PostgreSQL");
+            return Ok(());
         }
         let installation = Installation::find()?;
         if !data.exists() {

@@ -212,10 +212,6 @@ impl Postmaster {
         self.status == "ready"
     }
 
-    pub(super) fn stopping(&self) -> bool {
-        self.status == "stopping"
-    }
-
     /// A fast shutdown: transactions are rolled back, clients are sent away.
     pub(super) fn stop(&self) -> anyhow::Result<()> {
         match kill(self.pid, Signal::SIGINT) {

@@ -82,3 +82,30 @@ async fn a_cluster_is_adopted_shared_and_stopped_by_its_last_user() {
     Store::new(again.config(), 1).unwrap().ping().await.unwrap();
     again.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_server_that_ends_before_it_is_ready_is_followed_by_another() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let path = directory.path().join("pg");
+    let first = Cluster::start(&path, Durability::Careless).await.unwrap();
+    let data = path.canonicalize().unwrap().join("data");
+    first.stop().await.unwrap();
+    // Looks like one that starts, until its input ends.
+    let mut dying = std::process::Command::new("sh")
+        .args(["-c", "cat > /dev/null", "postgres"])
+        .arg(&data)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid_file = data.join("postmaster.pid");
+    std::fs::write(&pid_file, format!("{}\n{}\n0\n5432\n\n\n\nstarting\n", dying.id(), data.display())).unwrap();
+    let second = tokio::spawn(async move { Cluster::start(&path, Durability::Careless).await });
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert!(!second.is_finished(), "it waits for the one that starts");
+    drop(dying.stdin.take());
+    dying.wait().unwrap();
+    let second = second.await.unwrap().unwrap();
+    Store::new(second.config(), 1).unwrap().ping().await.unwrap();
+    second.stop().await.unwrap();
+}
