@@ -94,8 +94,7 @@ impl Gateway {
         let enrolled = answer.body_mut().read_json::<Response>()?.check(&token, &key.verifying_key())?;
         let pem = enrolled.mqtt.ca_pem.as_deref().context("the broker's certificate")?;
         let trust = Trust::Only(Pem::text(pem, "the enrolment"));
-        let endpoint =
-            Endpoint { url: enrolled.mqtt.url.clone(), trust, clean_session: true, ..Endpoint::default() };
+        let endpoint = Endpoint { url: enrolled.mqtt.url.clone(), trust, clean_session: true, ..Endpoint::default() };
         let mut options = endpoint.options(&format!("{}-bench", enrolled.gateway), FRAME_BYTES_MAX + 1_024)?;
         options.set_credentials(&enrolled.mqtt.username, &enrolled.mqtt.password);
         let (client, mut events) = AsyncClient::new(options, 64);
@@ -154,7 +153,8 @@ impl Gateway {
         let mut stored = begin - 1;
         while stored < last {
             let due = rate.map_or(last, |rate| begin + (began.elapsed().as_secs_f64() * rate) as u64).min(last);
-            while waiting.len() < WINDOW && self.next + batch.min(last + 1 - self.next) <= due + 1 && self.next <= last {
+            while waiting.len() < WINDOW && self.next + batch.min(last + 1 - self.next) <= due + 1 && self.next <= last
+            {
                 let through = (self.next + batch - 1).min(last);
                 self.publish_summaries(self.next, through).await?;
                 waiting.push_back((self.next, through));

@@ -67,7 +67,8 @@ struct Targets {
 
 impl Targets {
     fn request(&self, kind: usize, random: &mut SmallRng) -> anyhow::Result<Request<Full<Bytes>>> {
-        let mut any = |list: &[String]| list.get(random.random_range(0..list.len().max(1))).cloned().unwrap_or_default();
+        let mut any =
+            |list: &[String]| list.get(random.random_range(0..list.len().max(1))).cloned().unwrap_or_default();
         let (method, path) = match kind {
             0 => ("GET", "/api/v1/machines?limit=50".to_owned()),
             1 => ("GET", format!("/api/v1/machines/{}", any(&self.machines))),
