@@ -7,20 +7,30 @@
 pub mod access;
 pub mod alarms;
 pub mod anomalies;
+pub mod api_keys;
+pub mod areas;
 pub mod audit;
 pub mod commands;
 pub mod document;
 pub mod enroll;
+pub mod etag;
 pub mod extract;
 pub mod gateways;
 pub mod health;
+pub mod idempotency;
 pub mod live;
 pub mod machines;
 pub mod problem;
 pub mod series;
 pub mod session;
+pub mod sessions;
+pub mod sites;
+pub mod users;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -31,15 +41,20 @@ use axum::{
 };
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use self::problem::ApiError;
 use crate::{
     live::{Change, Changes, hub::Feed},
-    store::Store,
-    users::{passwords::Passwords, slowdown::Slowdown, tokens::Tokens},
+    store::{self, Store},
+    users::{
+        passwords::Passwords,
+        rates::Rates,
+        slowdown::Slowdown,
+        tokens::{Token, TokenError, Tokens},
+    },
     views::Patience,
 };
 
@@ -49,6 +64,10 @@ pub use document::openapi;
 pub const BODY_BYTES_MAX: usize = 64 * 1_024;
 /// How long a request may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// How often the tokens' keys are read: more often than a new one waits before it signs.
+const KEYS_EVERY: Duration = Duration::from_mins(1);
+/// How often because of a token with a key that is not known.
+const KEYS_AGAIN: Duration = Duration::from_secs(1);
 /// Clients of the live stream at a time.
 pub const LIVE_CLIENTS_MAX: usize = 2_000;
 /// Trends read from the database at a time; others wait, up to their deadline.
@@ -61,8 +80,12 @@ pub struct ApiState(Arc<Inner>);
 struct Inner {
     parts: Parts,
     tokens: Tokens,
+    /// When the tokens' keys were read.
+    keys_read: Mutex<Option<Instant>>,
+    cloud: SigningKey,
     passwords: Passwords,
     slowdown: Slowdown,
+    rates: Rates,
     live_clients: Arc<Semaphore>,
     /// Trends read at a time: intake needs connections as well.
     trends: Semaphore,
@@ -79,6 +102,10 @@ pub struct Parts {
     pub feed: Feed,
     /// The page of `/metrics`.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// Of one user, key or address, on the average of ten seconds.
+    pub requests_per_s: u32,
+    /// How browsers reach the server: where links lead, and whether cookies are for HTTPS only.
+    pub url: String,
     /// Why the daemon is not ready, besides the database; for `/readyz`.
     pub not_ready: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
@@ -99,11 +126,15 @@ impl ApiState {
     /// With the cloud's key, of which the tokens' key is derived.
     #[must_use]
     pub fn new(parts: Parts, cloud: &SigningKey) -> Self {
+        let rates = Rates::new(parts.requests_per_s);
         Self(Arc::new(Inner {
             parts,
             tokens: Tokens::new(cloud),
+            keys_read: Mutex::new(None),
+            cloud: cloud.clone(),
             passwords: Passwords::default(),
             slowdown: Slowdown::default(),
+            rates,
             live_clients: Arc::new(Semaphore::new(LIVE_CLIENTS_MAX)),
             trends: Semaphore::new(TRENDS_MAX),
         }))
@@ -117,12 +148,45 @@ impl ApiState {
         &self.0.parts.store
     }
 
+    fn url(&self) -> &str {
+        &self.0.parts.url
+    }
+
     fn patience(&self) -> Patience {
         self.0.parts.patience
     }
 
-    fn tokens(&self) -> &Tokens {
-        &self.0.tokens
+    /// A token for a session.
+    async fn issue_token(&self, user: Uuid, session: Uuid, now: Timestamp) -> Result<(String, Token), ApiError> {
+        self.read_keys(KEYS_EVERY, now).await?;
+        Ok(self.0.tokens.issue(user, session, now)?)
+    }
+
+    async fn read_token(&self, token: &str, now: Timestamp) -> Result<Token, ApiError> {
+        // An error matters when a key is missing, and is told then.
+        self.read_keys(KEYS_EVERY, now).await.ok();
+        match self.0.tokens.read(token, now) {
+            Err(TokenError::UnknownKey) => {
+                self.read_keys(KEYS_AGAIN, now).await?;
+                Ok(self.0.tokens.read(token, now)?)
+            }
+            read => Ok(read?),
+        }
+    }
+
+    /// Reads the tokens' keys, unless that was done within `every`.
+    async fn read_keys(&self, every: Duration, now: Timestamp) -> Result<(), ApiError> {
+        let mut read = self.0.keys_read.lock().await;
+        if read.is_some_and(|at| at.elapsed() < every) {
+            return Ok(());
+        }
+        let keys = store::token_keys::current(self.store(), now).await;
+        if keys.is_ok() || self.0.tokens.can_sign() {
+            // Old keys do for a while: an outage is not asked about by every request.
+            *read = Some(Instant::now());
+        }
+        self.0.tokens.know(&keys?);
+        Ok(())
     }
 
     fn passwords(&self) -> &Passwords {
@@ -147,9 +211,25 @@ impl ApiState {
 fn routes() -> OpenApiRouter<ApiState> {
     let api = OpenApiRouter::new()
         .routes(routes!(session::login))
-        .routes(routes!(session::renew))
+        .routes(routes!(session::refresh))
+        .routes(routes!(session::logout))
         .routes(routes!(session::change_password))
+        .routes(routes!(session::follow_link))
         .routes(routes!(session::me))
+        .routes(routes!(sessions::list))
+        .routes(routes!(sessions::end))
+        .routes(routes!(sessions::of_user, sessions::end_of_user))
+        .routes(routes!(api_keys::list, api_keys::create))
+        .routes(routes!(api_keys::revoke))
+        .routes(routes!(users::list, users::create))
+        .routes(routes!(users::one, users::change))
+        .routes(routes!(users::grant))
+        .routes(routes!(users::link))
+        .routes(routes!(sites::organisation, sites::rename_organisation))
+        .routes(routes!(sites::list, sites::create))
+        .routes(routes!(sites::one, sites::rename))
+        .routes(routes!(areas::list, areas::create))
+        .routes(routes!(areas::one, areas::change, areas::delete))
         .routes(routes!(gateways::list))
         .routes(routes!(commands::list, commands::give))
         .routes(routes!(machines::list))
@@ -207,7 +287,7 @@ pub struct RequestId(pub Uuid);
 async fn around(mut request: Request, next: Next) -> Response {
     let id = Uuid::now_v7();
     request.extensions_mut().insert(RequestId(id));
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let method = request.method().clone();
     // The route, not the path: names and ids of a plant are not for every log.
     let route =

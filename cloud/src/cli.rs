@@ -15,14 +15,16 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+mod access;
+
+use self::access::{Organisation, Site, TokenKey, User};
 use crate::{
     clock,
     config::{Config, EXIT_CONFIG},
     enrolment,
     keys::Keys,
     serve::{self, database::Database},
-    store::{Store, enrolment::NewGateway, users},
-    users::Role,
+    store::{Store, enrolment::NewGateway},
 };
 
 const CONFIG_DEFAULT: &str = "/etc/gemba/cloud.toml";
@@ -57,21 +59,20 @@ enum Command {
     /// People who use the web page.
     #[command(subcommand)]
     User(User),
+    /// Organisations, which see nothing of each other.
+    #[command(subcommand)]
+    Organisation(Organisation),
+    /// Sites of an organisation.
+    #[command(subcommand)]
+    Site(Site),
+    /// The keys that access tokens are signed with.
+    #[command(subcommand)]
+    TokenKey(TokenKey),
     /// Gateways that deliver.
     #[command(subcommand)]
     Gateway(Gateway),
     /// Print the `OpenAPI` document of the web API.
     Openapi,
-}
-
-#[derive(Debug, Subcommand)]
-enum User {
-    /// Add a user; prints a one-time password.
-    Add {
-        name: String,
-        #[arg(long)]
-        role: Role,
-    },
 }
 
 #[derive(Debug, Args)]
@@ -203,10 +204,10 @@ async fn carry_out(command: Command, config: &Config, store: &Store) -> anyhow::
         other => other?,
     }
     match command {
-        Command::User(User::Add { name, role }) => {
-            let password = users::add(store, &name, role).await?;
-            say(&format!("Added {name} as {role}. The one-time password:\n{password}"))
-        }
+        Command::User(user) => access::user(user, &config.http.url(), store).await,
+        Command::Organisation(organisation) => access::organisation(organisation, store).await,
+        Command::Site(site) => access::site(site, store).await,
+        Command::TokenKey(key) => access::token_key(key, store).await,
         Command::Gateway(gateway) => carry_out_gateway(gateway, config, store).await,
         _ => say("The configuration and the database can be used."),
     }

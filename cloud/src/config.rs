@@ -53,6 +53,8 @@ pub struct Http {
     pub key_file: Option<PathBuf>,
     /// How gateways and browsers reach it, when that is not the address it listens on.
     pub public_url: Option<String>,
+    /// Requests of one user, API key, or (before the login) address, on the average of ten seconds.
+    pub requests_per_s: u32,
 }
 
 impl Default for Http {
@@ -62,6 +64,7 @@ impl Default for Http {
             certificate_file: None,
             key_file: None,
             public_url: None,
+            requests_per_s: 200,
         }
     }
 }

@@ -165,6 +165,8 @@ struct Daemon {
     store: Store,
     link: Link,
     offer: Offer,
+    url: String,
+    requests_per_s: u32,
     settings: intake::Settings,
     patience: Patience,
     metrics: Arc<Metrics>,
@@ -182,6 +184,8 @@ impl Daemon {
             store,
             link,
             offer,
+            url: config.http.url(),
+            requests_per_s: config.http.requests_per_s,
             settings: intake::Settings {
                 offline_after: config.alarms.offline_after,
                 late_after: config.alarms.late_after,
@@ -315,6 +319,8 @@ impl Daemon {
             patience: self.patience,
             changes: self.changes.clone(),
             feed,
+            url: self.url.clone(),
+            requests_per_s: self.requests_per_s,
             metrics: Box::new(move || page.page()),
             not_ready: Box::new(move || {
                 if stopping.load(Ordering::Relaxed) {

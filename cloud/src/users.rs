@@ -1,7 +1,9 @@
-//! Who may do what: roles and where they hold, passwords, access tokens, and the slowing of login attempts. No I/O here.
+//! Who may do what: roles and where they hold, passwords, tokens and keys, and the slowing of login attempts. No I/O here.
 
 pub mod passwords;
+pub mod rates;
 pub mod scope;
+pub mod secrets;
 pub mod slowdown;
 pub mod tokens;
 

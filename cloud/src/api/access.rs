@@ -3,28 +3,35 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Instant,
 };
 
 use axum::{
     RequestExt as _,
     extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State},
-    http::{Extensions, Method, StatusCode, header, request::Parts},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{ApiState, RequestId, problem::ApiError};
+use super::{ApiState, RequestId, idempotency, problem::ApiError};
 use crate::{
     store::{
         self,
         audit::By,
         objects::{self, Object},
         scoped,
-        users::User,
+        users::{Credential, User},
     },
-    users::{Role, scope::Scope, tokens::Session},
+    users::{
+        Role,
+        rates::{Left, Subject, WINDOW},
+        scope::Scope,
+        secrets,
+        tokens::{Token, TokenError},
+    },
 };
 
 /// Who may use a route.
@@ -34,6 +41,8 @@ pub enum Access {
     Open,
     /// Any user, also before the one-time password is changed.
     SignedIn,
+    /// Any user, whatever they are granted.
+    User,
     /// A user with this role or one above it at some site; the route is shown the sites where that is so.
     Role(Role),
     /// The same, at the site of the object whose id stands in the path as `{id}`. An object that the caller may not see
@@ -46,9 +55,37 @@ pub enum Access {
 /// Every route.
 pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::POST, "/api/v1/login", Access::Open),
-    (Method::POST, "/api/v1/token", Access::SignedIn),
+    // With a refresh token.
+    (Method::POST, "/api/v1/refresh", Access::Open),
+    (Method::POST, "/api/v1/logout", Access::SignedIn),
     (Method::POST, "/api/v1/password", Access::SignedIn),
-    (Method::GET, "/api/v1/me", Access::Role(Role::Viewer)),
+    // With a link's secret.
+    (Method::POST, "/api/v1/password/link", Access::Open),
+    (Method::GET, "/api/v1/me", Access::User),
+    (Method::GET, "/api/v1/sessions", Access::User),
+    (Method::DELETE, "/api/v1/sessions/{id}", Access::User),
+    (Method::GET, "/api/v1/api-keys", Access::User),
+    (Method::POST, "/api/v1/api-keys", Access::User),
+    (Method::DELETE, "/api/v1/api-keys/{id}", Access::User),
+    (Method::GET, "/api/v1/organisation", Access::User),
+    (Method::PATCH, "/api/v1/organisation", Access::Organisation(Role::Admin)),
+    (Method::GET, "/api/v1/users", Access::Organisation(Role::Admin)),
+    (Method::POST, "/api/v1/users", Access::Organisation(Role::Admin)),
+    (Method::GET, "/api/v1/users/{id}", Access::Organisation(Role::Admin)),
+    (Method::PATCH, "/api/v1/users/{id}", Access::Organisation(Role::Admin)),
+    (Method::PUT, "/api/v1/users/{id}/grants", Access::Organisation(Role::Admin)),
+    (Method::POST, "/api/v1/users/{id}/password-link", Access::Organisation(Role::Admin)),
+    (Method::GET, "/api/v1/users/{id}/sessions", Access::Organisation(Role::Admin)),
+    (Method::DELETE, "/api/v1/users/{id}/sessions", Access::Organisation(Role::Admin)),
+    (Method::GET, "/api/v1/sites", Access::Role(Role::Viewer)),
+    (Method::POST, "/api/v1/sites", Access::Organisation(Role::Admin)),
+    (Method::GET, "/api/v1/sites/{id}", Access::At(Role::Viewer, Object::Site)),
+    (Method::PATCH, "/api/v1/sites/{id}", Access::At(Role::Admin, Object::Site)),
+    (Method::GET, "/api/v1/areas", Access::Role(Role::Viewer)),
+    (Method::POST, "/api/v1/areas", Access::Role(Role::Admin)),
+    (Method::GET, "/api/v1/areas/{id}", Access::At(Role::Viewer, Object::Area)),
+    (Method::PATCH, "/api/v1/areas/{id}", Access::At(Role::Admin, Object::Area)),
+    (Method::DELETE, "/api/v1/areas/{id}", Access::At(Role::Admin, Object::Area)),
     (Method::GET, "/api/v1/gateways", Access::Role(Role::Viewer)),
     (Method::GET, "/api/v1/gateways/{id}/commands", Access::At(Role::Supervisor, Object::Gateway)),
     (Method::POST, "/api/v1/gateways/{id}/commands", Access::At(Role::Supervisor, Object::Gateway)),
@@ -95,7 +132,7 @@ pub struct Caller {
     pub user: User,
     /// What they may do with this route: for one that asks for a role, only the sites where they have it.
     pub scope: Scope,
-    pub session: Session,
+    pub credential: Credential,
     pub source: Source,
 }
 
@@ -107,9 +144,26 @@ impl Caller {
             organisation: self.user.organisation,
             user: Some(self.user.id),
             name: self.user.name.clone(),
-            api_key: None,
+            api_key: match self.credential {
+                Credential::Key { id, .. } => Some(id),
+                Credential::Session { .. } => None,
+            },
             address: Some(self.source.address),
             request: Some(self.source.request),
+        }
+    }
+
+    /// The session, for what a key may not do: nobody makes a key with a key.
+    ///
+    /// # Errors
+    /// 403 for a key.
+    pub fn session(&self) -> Result<Uuid, ApiError> {
+        match self.credential {
+            Credential::Session { id, .. } => Ok(id),
+            Credential::Key { .. } => {
+                let detail = "this is for people who have logged in, not for API keys";
+                Err(ApiError::new(StatusCode::FORBIDDEN, "session_required", detail))
+            }
         }
     }
 }
@@ -139,25 +193,62 @@ fn source(extensions: &Extensions) -> Source {
 
 /// Lets a request through to its route, or not.
 pub async fn gate(State(state): State<ApiState>, path: MatchedPath, mut request: Request, next: Next) -> Response {
-    let allowed = match access(request.method(), path.as_str()) {
-        Some(Access::Open) => Ok(()),
-        Some(access) => admit(&state, access, &mut request).await,
-        None => Err(forbidden()),
+    let source = source(request.extensions());
+    let Some(access) = access(request.method(), path.as_str()) else { return forbidden().into_response() };
+    let shown = match (access, bearer(&request)) {
+        (Access::Open, _) => None,
+        (_, Some(token)) => match read(&state, token, state.now()).await {
+            Ok(shown) => Some(shown),
+            Err(error) => return error.into_response(),
+        },
+        (_, None) => return ApiError::unauthenticated("send Authorization: Bearer <token>").into_response(),
     };
-    match allowed {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
+    // Before the database is asked for anything. Probes are nobody's requests.
+    let subject = shown.as_ref().map_or(Subject::Address(source.address), Shown::subject);
+    let left = path.as_str().starts_with("/api/").then(|| state.0.rates.take(subject, Instant::now()));
+    let mut response = match (left.and_then(|left| left.wait), shown) {
+        (Some(wait), _) => ApiError::too_many_requests(wait).into_response(),
+        (None, None) => next.run(request).await,
+        (None, Some(shown)) => match admit(&state, access, shown, source, &mut request).await {
+            Err(error) => error.into_response(),
+            Ok(caller) if request.method() == Method::POST && request.headers().contains_key(idempotency::KEY) => {
+                idempotency::run(&state, &caller, request, next).await
+            }
+            Ok(_) => next.run(request).await,
+        },
+    };
+    if let Some(left) = left {
+        say_rates(&mut response, state.0.rates.quota(), left);
+    }
+    response
+}
+
+/// As draft-ietf-httpapi-ratelimit-headers has it.
+fn say_rates(response: &mut Response, quota: u32, left: Left) {
+    let full_in = left.full_in.as_secs() + u64::from(left.full_in.subsec_nanos() > 0);
+    for (name, value) in [
+        ("ratelimit-policy", format!("\"default\";q={quota};w={}", WINDOW.as_secs())),
+        ("ratelimit", format!("\"default\";r={};t={full_in}", left.requests)),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+        }
     }
 }
 
-async fn admit(state: &ApiState, access: Access, request: &mut Request) -> Result<(), ApiError> {
-    let token = bearer(request).ok_or_else(|| ApiError::unauthenticated("send Authorization: Bearer <token>"))?;
-    let mut caller = caller(state, token, source(request.extensions()), state.now()).await?;
+async fn admit(
+    state: &ApiState,
+    access: Access,
+    shown: Shown,
+    source: Source,
+    request: &mut Request,
+) -> Result<Caller, ApiError> {
+    let mut caller = known(state, shown, source, state.now()).await?;
     if access != Access::SignedIn && caller.user.must_change_password {
         return Err(password_change_required());
     }
     match access {
-        Access::Open | Access::SignedIn => {}
+        Access::Open | Access::SignedIn | Access::User => {}
         Access::Organisation(least) => {
             if caller.scope.everywhere() < Some(least) {
                 return Err(forbidden());
@@ -178,8 +269,8 @@ async fn admit(state: &ApiState, access: Access, request: &mut Request) -> Resul
             caller.scope = enough;
         }
     }
-    request.extensions_mut().insert(caller);
-    Ok(())
+    request.extensions_mut().insert(caller.clone());
+    Ok(caller)
 }
 
 /// Where the object stands that the path names, if it is to be seen.
@@ -197,19 +288,59 @@ fn bearer(request: &Request) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-/// Whose token this is, as the database has the user now.
+/// What somebody showed, before the database is asked whether it is good (any more).
+enum Shown {
+    Token(Token),
+    Key([u8; 32]),
+}
+
+impl Shown {
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Token(token) => Subject::User(token.user),
+            Self::Key(hash) => Subject::Key(std::array::from_fn(|i| hash[i])),
+        }
+    }
+}
+
+async fn read(state: &ApiState, token: &str, now: Timestamp) -> Result<Shown, ApiError> {
+    if token.starts_with(secrets::API_KEY) {
+        return Ok(Shown::Key(secrets::hash(secrets::API_KEY, token).ok_or(TokenError::Invalid)?));
+    }
+    Ok(Shown::Token(state.read_token(token, now).await?))
+}
+
+async fn known(state: &ApiState, shown: Shown, source: Source, now: Timestamp) -> Result<Caller, ApiError> {
+    let known = match shown {
+        Shown::Key(hash) => {
+            let found = store::users::by_key(state.store(), &hash, now).await?;
+            found.ok_or_else(|| ApiError::unauthenticated("this key is not good (any more)"))?
+        }
+        Shown::Token(token) => {
+            let found = store::users::by_session(state.store(), token.user, token.session, now).await?;
+            let mut known = found.ok_or_else(|| ApiError::unauthenticated("this session was ended; log in again"))?;
+            known.credential = Credential::Session { id: token.session, expires_at: token.expires_at };
+            known
+        }
+    };
+    Ok(Caller { user: known.user, scope: known.scope, credential: known.credential, source })
+}
+
+/// Whose token or key this is, as the database has the user now.
 ///
 /// # Errors
 /// If the token is not good (any more), or the database is away.
 pub async fn caller(state: &ApiState, token: &str, source: Source, now: Timestamp) -> Result<Caller, ApiError> {
-    let session = state.tokens().read(token, now)?;
-    let found = store::users::by_id(state.store(), session.user).await?;
-    // A token tells milliseconds, the database microseconds.
-    let good =
-        |user: &User| !user.disabled && session.login_at.as_millisecond() >= user.tokens_valid_from.as_millisecond();
-    let found = found.filter(|(user, _)| good(user));
-    let (user, scope) = found.ok_or_else(|| ApiError::unauthenticated("this session was ended; log in again"))?;
-    Ok(Caller { user, scope, session, source })
+    known(state, read(state, token, now).await?, source, now).await
+}
+
+/// Whether a page of this server asks; a client that is no browser sends no `Origin`.
+#[must_use]
+pub fn same_origin(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+    matches!((origin, host), (Some(origin), Some(host)) if origin.eq_ignore_ascii_case(host))
 }
 
 fn forbidden() -> ApiError {
@@ -221,4 +352,66 @@ fn forbidden() -> ApiError {
 pub fn password_change_required() -> ApiError {
     let detail = "choose a password of your own first: POST /api/v1/password";
     ApiError::new(StatusCode::FORBIDDEN, "password_change_required", detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    /// The table of permissions, as the documentation has it.
+    fn table() -> String {
+        let mut text =
+            String::from("| route | viewer | operator | supervisor | admin | where |\n|---|---|---|---|---|---|\n");
+        for (method, path, access) in ROUTES {
+            let (least, place) = match access {
+                Access::Open => (None, "anybody"),
+                Access::SignedIn => (None, "own, also with a one-time password"),
+                Access::User => (None, "own"),
+                Access::Role(least) => (Some(*least), "sites where one is that"),
+                Access::At(least, object) => (Some(*least), object.as_str()),
+                Access::Organisation(least) => (Some(*least), "organisation"),
+            };
+            write!(text, "| {method} `{path}` |").unwrap();
+            for role in Role::ALL {
+                text.push_str(if least.is_none_or(|least| role >= least) { " ✓ |" } else { " |" });
+            }
+            let place = if matches!(access, Access::At(..)) { format!("the {place}'s site") } else { place.to_owned() };
+            writeln!(text, " {place} |").unwrap();
+        }
+        text
+    }
+
+    #[test]
+    fn the_documentation_has_the_table_that_holds() {
+        let document = include_str!("../../ACCESS.md");
+        let table = table();
+        assert!(document.contains(&table), "cloud/ACCESS.md, Permissions, should be:\n\n{table}");
+    }
+
+    #[test]
+    fn only_pages_of_this_server_may_listen() {
+        let same = |origin: Option<&str>, host: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(header::ORIGIN, origin), (header::HOST, host)] {
+                if let Some(value) = value {
+                    headers.insert(name, value.parse().unwrap());
+                }
+            }
+            same_origin(&headers)
+        };
+        for (origin, host, expected) in [
+            (None, Some("gemba.plant:8080"), true),
+            (Some("http://gemba.plant:8080"), Some("gemba.plant:8080"), true),
+            (Some("https://Gemba.plant"), Some("gemba.plant"), true),
+            (Some("http://gemba.plant"), Some("gemba.plant:8080"), false),
+            (Some("https://evil.example"), Some("gemba.plant"), false),
+            (Some("https://gemba.plant.evil.example"), Some("gemba.plant"), false),
+            (Some("null"), Some("gemba.plant"), false),
+            (Some("http://x"), None, false),
+        ] {
+            assert_eq!(same(origin, host), expected, "{origin:?} {host:?}");
+        }
+    }
 }

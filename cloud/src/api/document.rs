@@ -74,7 +74,7 @@ fn document() -> OpenApi {
 fn complete(operation: &mut Operation, access: Option<Access>) {
     let who = match access {
         Some(Access::Open) => None,
-        Some(Access::SignedIn) => Some("For every user.".to_owned()),
+        Some(Access::SignedIn | Access::User) => Some("For every user.".to_owned()),
         None => Some("For nobody.".to_owned()),
         Some(Access::Role(role)) => Some(format!("For {role}s and above; shows the sites where the caller is that.")),
         Some(Access::At(role, object)) => Some(format!("For {role}s and above at the {}'s site.", object.as_str())),

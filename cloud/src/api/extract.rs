@@ -219,6 +219,18 @@ pub fn written(field: &str, text: &str, chars_max: usize, lines: bool) -> Result
     Ok(text.to_owned())
 }
 
+/// The longest name of a thing that people name, in characters.
+pub const NAME_CHARS_MAX: usize = 100;
+
+/// A name of one line that is not empty.
+///
+/// # Errors
+/// With the field and what is wrong.
+pub fn named(field: &str, text: &str) -> Result<String, ApiError> {
+    let name = written(field, text, NAME_CHARS_MAX, false)?;
+    if name.is_empty() { Err(ApiError::field(field, "is needed")) } else { Ok(name) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use axum::{
         State,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     response::Response,
 };
 use jiff::Timestamp;
@@ -85,7 +85,7 @@ pub async fn open(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    if !same_origin(&headers) {
+    if !access::same_origin(&headers) {
         let detail = "the live stream is for pages of this server";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "foreign_origin", detail));
     }
@@ -97,14 +97,6 @@ pub async fn open(
     })?;
     let upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
     Ok(upgrade.on_upgrade(move |socket| stream(state, socket, source, permit)))
-}
-
-/// Whether a page of this server asks; a client that is no browser sends no `Origin`.
-fn same_origin(headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else { return true };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
-    matches!((origin, host), (Some(origin), Some(host)) if origin.eq_ignore_ascii_case(host))
 }
 
 async fn stream(state: ApiState, mut socket: WebSocket, source: Source, _permit: OwnedSemaphorePermit) {
@@ -152,7 +144,7 @@ async fn admit(state: &ApiState, source: Source, token: String) -> Result<Admitt
     if caller.user.must_change_password {
         return Err(End::PasswordChangeRequired);
     }
-    let good_for = remaining(caller.session.expires_at, now);
+    let good_for = remaining(caller.credential.expires_at(), now);
     Ok(Admitted { token, scope: caller.scope, good_for })
 }
 
@@ -220,34 +212,4 @@ async fn relay(state: &ApiState, source: Source, socket: &mut WebSocket, mut cli
 /// `None` if the client does not read any more.
 async fn send(socket: &mut WebSocket, message: Message) -> Option<()> {
     timeout(SEND_WITHIN, socket.send(message)).await.ok()?.ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_pages_of_this_server_may_listen() {
-        let same = |origin: Option<&str>, host: Option<&str>| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in [(header::ORIGIN, origin), (header::HOST, host)] {
-                if let Some(value) = value {
-                    headers.insert(name, value.parse().unwrap());
-                }
-            }
-            same_origin(&headers)
-        };
-        for (origin, host, expected) in [
-            (None, Some("gemba.plant:8080"), true),
-            (Some("http://gemba.plant:8080"), Some("gemba.plant:8080"), true),
-            (Some("https://Gemba.plant"), Some("gemba.plant"), true),
-            (Some("http://gemba.plant"), Some("gemba.plant:8080"), false),
-            (Some("https://evil.example"), Some("gemba.plant"), false),
-            (Some("https://gemba.plant.evil.example"), Some("gemba.plant"), false),
-            (Some("null"), Some("gemba.plant"), false),
-            (Some("http://x"), None, false),
-        ] {
-            assert_eq!(same(origin, host), expected, "{origin:?} {host:?}");
-        }
-    }
 }

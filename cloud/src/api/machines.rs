@@ -2,13 +2,14 @@
 
 use axum::{Json, extract::State};
 use deadpool_postgres::Transaction;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     ApiState,
     access::Caller,
+    etag::{self, IfMatch, Tagged},
     extract::{Body, Items, Params, Path, present, written},
     problem::ApiError,
 };
@@ -34,6 +35,10 @@ pub struct LabelsBody {
     display_name: Option<Option<String>>,
     #[serde(default)]
     ignored: Option<bool>,
+    /// Of a machine: the area that it stands in; `null` takes it out.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Uuid>)]
+    area: Option<Option<Uuid>>,
 }
 
 impl LabelsBody {
@@ -45,7 +50,7 @@ impl LabelsBody {
             }
             other => other,
         };
-        Ok(Labels { display_name, ignored: self.ignored })
+        Ok(Labels { display_name, ignored: self.ignored, area: self.area })
     }
 }
 
@@ -60,7 +65,8 @@ pub struct Merge {
 
 /// Machines, by the name they are shown with.
 #[utoipa::path(get, path = "/machines", tag = "machines",
-    params(("gateway" = Option<Uuid>, Query), ("include_ignored" = Option<bool>, Query),
+    params(("gateway" = Option<Uuid>, Query), ("site" = Option<Uuid>, Query),
+        ("area" = Option<Uuid>, Query, description = "With all that is a part of it."), ("include_ignored" = Option<bool>, Query),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query)),
     responses((status = 200, body = Items<Machine>)))]
 pub async fn list(
@@ -68,8 +74,12 @@ pub async fn list(
     caller: Caller,
     mut params: Params,
 ) -> Result<Json<Items<Machine>>, ApiError> {
-    let filter =
-        Filter { gateway: params.id("gateway"), include_ignored: params.flag("include_ignored").unwrap_or(false) };
+    let filter = Filter {
+        gateway: params.id("gateway"),
+        site: params.id("site"),
+        area: params.id("area"),
+        include_ignored: params.flag("include_ignored").unwrap_or(false),
+    };
     let page = params.page::<(String, Uuid)>();
     params.finish()?;
     let (now, patience) = (state.now(), state.patience());
@@ -87,24 +97,31 @@ pub async fn one(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
-) -> Result<Json<MachineDetail>, ApiError> {
+) -> Result<Tagged<MachineDetail>, ApiError> {
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     detail(&state, &transaction, id).await
 }
 
 /// Rename a machine, or ignore it.
-#[utoipa::path(patch, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path)), request_body = LabelsBody,
+#[utoipa::path(patch, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = LabelsBody,
     responses((status = 200, body = MachineDetail), (status = 404)))]
 pub async fn label(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
+    if_match: IfMatch,
     Body(body): Body<LabelsBody>,
-) -> Result<Json<MachineDetail>, ApiError> {
+) -> Result<Tagged<MachineDetail>, ApiError> {
     let labels = body.check()?;
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
+    check(&state, &transaction, id, &if_match).await?;
+    if let Some(Some(area)) = labels.area
+        && !machines::may_stand_in(&transaction, id, area).await?
+    {
+        return Err(ApiError::field("area", "is none of the machine's site"));
+    }
     if !machines::label(&transaction, id, &labels, &caller.by(), state.now()).await? {
         return Err(ApiError::not_found("machine"));
     }
@@ -117,21 +134,27 @@ pub async fn label(
 
 /// Rename a sensor, or ignore it.
 #[utoipa::path(patch, path = "/machines/{id}/sensors/{name}", tag = "machines",
-    params(("id" = Uuid, Path), ("name" = String, Path, description = "The sensor's id on its gateway.")),
+    params(("id" = Uuid, Path), ("name" = String, Path, description = "The sensor's id on its gateway."),
+        ("If-Match" = Option<String>, Header)),
     request_body = LabelsBody, responses((status = 200, body = MachineDetail), (status = 404)))]
 pub async fn label_sensor(
     State(state): State<ApiState>,
     caller: Caller,
     Path((id, sensor)): Path<(Uuid, String)>,
+    if_match: IfMatch,
     Body(body): Body<LabelsBody>,
-) -> Result<Json<MachineDetail>, ApiError> {
+) -> Result<Tagged<MachineDetail>, ApiError> {
     let labels = body.check()?;
     let missing = || ApiError::not_found("sensor");
+    if labels.area.is_some() {
+        return Err(ApiError::field("area", "is of machines: a sensor stands where its machine does"));
+    }
     if sensor.contains('\0') {
         return Err(missing());
     }
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
+    check(&state, &transaction, id, &if_match).await?;
     if !machines::label_sensor(&transaction, id, &sensor, &labels, &caller.by(), state.now()).await? {
         return Err(missing());
     }
@@ -145,16 +168,18 @@ pub async fn label_sensor(
 /// Show a machine as a part of another.
 ///
 /// Its rows stay its own, so that this can be undone with `null`.
-#[utoipa::path(post, path = "/machines/{id}/merge", tag = "machines", params(("id" = Uuid, Path)), request_body = Merge,
+#[utoipa::path(post, path = "/machines/{id}/merge", tag = "machines", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = Merge,
     responses((status = 200, body = MachineDetail), (status = 404), (status = 409, description = "`not_mergeable`")))]
 pub async fn merge(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
+    if_match: IfMatch,
     Body(body): Body<Merge>,
-) -> Result<Json<MachineDetail>, ApiError> {
+) -> Result<Tagged<MachineDetail>, ApiError> {
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
+    check(&state, &transaction, id, &if_match).await?;
     match machines::merge(&transaction, id, body.into, &caller.by(), state.now()).await? {
         None => return Err(ApiError::not_found("machine")),
         Some(Err(refused @ MergeRefused::NoTarget)) => return Err(ApiError::field("into", refused)),
@@ -168,7 +193,29 @@ pub async fn merge(
     Ok(found)
 }
 
-async fn detail(state: &ApiState, transaction: &Transaction<'_>, id: Uuid) -> Result<Json<MachineDetail>, ApiError> {
+async fn detail(state: &ApiState, transaction: &Transaction<'_>, id: Uuid) -> Result<Tagged<MachineDetail>, ApiError> {
     let found = machines::detail(transaction, id, state.now(), state.patience()).await?;
-    found.map(Json).ok_or_else(|| ApiError::not_found("machine"))
+    found.map(tagged).ok_or_else(|| ApiError::not_found("machine"))
+}
+
+/// What people say of a machine: its values change by themselves.
+fn editable(detail: &MachineDetail) -> impl Serialize + use<'_> {
+    let machine = &detail.machine;
+    let sensors: Vec<_> = detail.sensors.iter().map(|s| (&s.name, &s.display_name, s.ignored)).collect();
+    (&machine.display_name, machine.ignored, machine.area_id, machine.merged_into, sensors)
+}
+
+fn tagged(detail: MachineDetail) -> Tagged<MachineDetail> {
+    let tag = etag::of(&editable(&detail));
+    Tagged::with(detail, tag)
+}
+
+/// Refuses a change of a machine that is another by now, and lets no other change in before this one.
+async fn check(state: &ApiState, transaction: &Transaction<'_>, id: Uuid, if_match: &IfMatch) -> Result<(), ApiError> {
+    if !if_match.is_given() {
+        return Ok(());
+    }
+    machines::lock(transaction, id).await?;
+    let found = machines::detail(transaction, id, state.now(), state.patience()).await?;
+    if_match.check(&editable(&found.ok_or_else(|| ApiError::not_found("machine"))?))
 }

@@ -93,6 +93,19 @@ impl ApiError {
     }
 
     #[must_use]
+    pub fn too_many_requests(wait: Duration) -> Self {
+        let detail = "you ask more often than you may: see RateLimit-Policy";
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail);
+        error.retry_after(wait)
+    }
+
+    /// When to try again.
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+
+    #[must_use]
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server made a mistake; its log says which")
     }
@@ -144,8 +157,8 @@ impl From<TokenError> for ApiError {
     fn from(error: TokenError) -> Self {
         match error {
             TokenError::Invalid => Self::unauthenticated(error),
+            TokenError::UnknownKey => Self::unauthenticated(TokenError::Invalid),
             TokenError::Expired => Self::new(StatusCode::UNAUTHORIZED, "token_expired", error),
-            TokenError::SessionTooOld => Self::new(StatusCode::UNAUTHORIZED, "session_too_old", error),
             TokenError::Signing => {
                 tracing::error!(%error, "token not made");
                 Self::internal()

@@ -21,7 +21,7 @@ use crate::views::{
 
 /// One row for each shown machine `m`; `live` is the one of its group that was heard last.
 const SELECT: &str = "
-    SELECT m.id, m.gateway_id, g.name AS gateway_name, m.name, m.display_name, m.ignored, m.merged_into,
+    SELECT m.id, m.gateway_id, g.name AS gateway_name, m.site_id, m.area_id, m.name, m.display_name, m.ignored, m.merged_into,
            m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.detector_note,
            live.remaining_likely_s, live.remaining_low_s, live.remaining_high_s, live.score, live.health_percent,
            live.mode, live.last_reading_at, live.model, live.interval_ms AS live_interval_ms,
@@ -47,6 +47,9 @@ const SELECT: &str = "
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     pub gateway: Option<Uuid>,
+    pub site: Option<Uuid>,
+    /// With all that is a part of it.
+    pub area: Option<Uuid>,
     pub include_ignored: bool,
 }
 
@@ -67,13 +70,26 @@ pub async fn list(
         "{SELECT}
          WHERE m.merged_into IS NULL AND ($1::uuid IS NULL OR m.gateway_id = $1) AND (NOT m.ignored OR $2)
            AND ($3::text IS NULL OR (coalesce(m.display_name, m.name), m.id) > ($3, $4::uuid))
+           AND ($6::uuid IS NULL OR m.site_id = $6)
+           AND ($7::uuid IS NULL OR m.area_id IN (
+               WITH RECURSIVE within AS (
+                   SELECT id FROM areas WHERE id = $7 UNION SELECT a.id FROM areas a JOIN within ON a.parent_id = within.id)
+               SELECT id FROM within))
          ORDER BY coalesce(m.display_name, m.name), m.id LIMIT $5"
     );
     let statement = transaction.prepare_cached(&sql).await?;
     let rows = transaction
         .query(
             &statement,
-            &[&filter.gateway, &filter.include_ignored, &after.map(|a| &a.0), &after.map(|a| a.1), &limit],
+            &[
+                &filter.gateway,
+                &filter.include_ignored,
+                &after.map(|a| &a.0),
+                &after.map(|a| a.1),
+                &limit,
+                &filter.site,
+                &filter.area,
+            ],
         )
         .await?;
     rows.iter().map(|row| machine(row, now, patience)).collect()
@@ -234,6 +250,31 @@ pub struct Labels {
     /// `Some(None)` takes the name away.
     pub display_name: Option<Option<String>>,
     pub ignored: Option<bool>,
+    /// Of a machine: where it stands; `Some(None)` takes it out of its area.
+    pub area: Option<Option<Uuid>>,
+}
+
+/// Locks a machine against other changes of people, up to the transaction's end.
+///
+/// # Errors
+/// If the database is away.
+pub async fn lock(transaction: &Transaction<'_>, id: Uuid) -> Result<(), StoreError> {
+    transaction.query_opt("SELECT 1 FROM machines WHERE id = $1 FOR NO KEY UPDATE", &[&id]).await?;
+    Ok(())
+}
+
+/// Whether this area is one of the machine's site.
+///
+/// # Errors
+/// If the database is away.
+pub async fn may_stand_in(transaction: &Transaction<'_>, id: Uuid, area: Uuid) -> Result<bool, StoreError> {
+    let found = transaction
+        .query_opt(
+            "SELECT 1 FROM machines m JOIN areas a ON a.site_id = m.site_id WHERE m.id = $1 AND a.id = $2 FOR KEY SHARE OF a",
+            &[&id, &area],
+        )
+        .await?;
+    Ok(found.is_some())
 }
 
 /// Changes a machine's labels; false if there is no such machine.
@@ -250,11 +291,20 @@ pub async fn label(
     let changed = transaction
         .query_opt(
             "UPDATE machines SET display_name = CASE WHEN $2 THEN $3 ELSE machines.display_name END,
-                                 ignored = coalesce($4, machines.ignored)
-             FROM (SELECT id, display_name, ignored FROM machines WHERE id = $1 FOR UPDATE) old
+                                 ignored = coalesce($4, machines.ignored),
+                                 area_id = CASE WHEN $5 THEN $6 ELSE machines.area_id END
+             FROM (SELECT id, display_name, ignored, area_id FROM machines WHERE id = $1 FOR UPDATE) old
              WHERE machines.id = old.id
-             RETURNING old.display_name, old.ignored, machines.display_name, machines.ignored, machines.site_id",
-            &[&id, &labels.display_name.is_some(), &labels.display_name.clone().flatten(), &labels.ignored],
+             RETURNING old.display_name, old.ignored, old.area_id, machines.display_name, machines.ignored,
+                       machines.area_id, machines.site_id",
+            &[
+                &id,
+                &labels.display_name.is_some(),
+                &labels.display_name.clone().flatten(),
+                &labels.ignored,
+                &labels.area.is_some(),
+                &labels.area.flatten(),
+            ],
         )
         .await?;
     let Some(row) = changed else { return Ok(false) };
@@ -283,7 +333,8 @@ pub async fn label_sensor(
                    WHERE s.name = $2 AND (m.id = $1 OR m.merged_into = $1)
                    ORDER BY m.id FOR UPDATE OF s) old
              WHERE sensors.machine_id = old.machine_id AND sensors.name = old.name
-             RETURNING old.display_name, old.ignored, sensors.display_name, sensors.ignored, old.site_id, old.machine_id",
+             RETURNING old.display_name, old.ignored, NULL::uuid, sensors.display_name, sensors.ignored, NULL::uuid,
+                       old.site_id, old.machine_id",
             &[
                 &machine,
                 &sensor,
@@ -294,7 +345,7 @@ pub async fn label_sensor(
         )
         .await?;
     for row in &changed {
-        let id = format!("{}/{sensor}", row.try_get::<_, Uuid>(5)?);
+        let id = format!("{}/{sensor}", row.try_get::<_, Uuid>(7)?);
         labelled(transaction, row, ("sensor.label", "sensor", &id), by, now).await?;
     }
     Ok(!changed.is_empty())
@@ -310,13 +361,14 @@ async fn labelled(
 ) -> Result<(), StoreError> {
     let labels = |at: usize| -> Result<_, StoreError> {
         let (name, ignored): (Option<String>, bool) = (row.try_get(at)?, row.try_get(at + 1)?);
-        Ok(json!({"display_name": name, "ignored": ignored}))
+        let area: Option<Uuid> = row.try_get(at + 2)?;
+        Ok(json!({"display_name": name, "ignored": ignored, "area": area}))
     };
-    let (before, after) = (labels(0)?, labels(2)?);
+    let (before, after) = (labels(0)?, labels(3)?);
     if before == after {
         return Ok(());
     }
-    let change = Change { action, object, id, site: row.try_get(4)?, before, after };
+    let change = Change { action, object, id, site: row.try_get(6)?, before, after };
     audit::write(transaction, by, &change, now).await
 }
 
@@ -381,6 +433,8 @@ fn machine(row: &Row, now: Timestamp, patience: Patience) -> Result<Machine, Sto
         id: row.try_get("id")?,
         gateway_id: row.try_get("gateway_id")?,
         gateway_name: row.try_get("gateway_name")?,
+        site_id: row.try_get("site_id")?,
+        area_id: row.try_get("area_id")?,
         name: row.try_get("name")?,
         display_name: row.try_get("display_name")?,
         state: state(connection, detector),

@@ -9,8 +9,12 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     audit::{self, By, Change},
+    sessions::{self, Ended},
+    users_admin::{self, Changed, NewMember},
+    words::Word,
 };
 use crate::{
+    clock,
     users::{
         self, Role,
         passwords::{self, PasswordError, Passwords},
@@ -28,8 +32,6 @@ pub struct User {
     pub organisation: Uuid,
     pub name: String,
     pub must_change_password: bool,
-    /// Tokens made before are no longer taken.
-    pub tokens_valid_from: Timestamp,
     pub disabled: bool,
 }
 
@@ -51,35 +53,30 @@ impl From<tokio_postgres::Error> for AddUserError {
     }
 }
 
-/// Adds a user with a role in the whole of the first organisation, and gives the one-time password, which must be changed
-/// at the first login.
+/// Adds a user with a role in the whole of the first organisation: see [`add_to`].
 ///
 /// # Errors
 /// If the name is bad or taken, or the database is away.
 pub async fn add(store: &Store, name: &str, role: Role) -> Result<String, AddUserError> {
+    add_to(store, DEFAULT_ORGANISATION, name, Grant { site: None, role }).await
+}
+
+/// Adds a user and gives the one-time password, which must be changed at the first login.
+///
+/// # Errors
+/// If the name is bad or taken, or the database is away.
+pub async fn add_to(store: &Store, organisation: Uuid, name: &str, grant: Grant) -> Result<String, AddUserError> {
     users::check_name(name)?;
     let password = passwords::one_time()?;
     let hash = Passwords::default().hash(password.clone()).await?;
     let mut client = store.client().await?;
     let transaction = client.transaction().await?;
-    let id = Uuid::now_v7();
-    let added = transaction
-        .execute(
-            "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
-             VALUES ($1, $2, $3, $4, true) ON CONFLICT (name) DO NOTHING",
-            &[&id, &DEFAULT_ORGANISATION, &name, &hash],
-        )
-        .await?;
-    if added == 0 {
-        return Err(AddUserError::Taken(name.to_owned()));
+    let new =
+        NewMember { organisation, name, display_name: None, email: None, one_time_hash: Some(&hash), grants: &[grant] };
+    match users_admin::insert(&transaction, &new, &By::command_line(organisation), clock::now()).await? {
+        Changed::Done(_) => transaction.commit().await?,
+        _ => return Err(AddUserError::Taken(name.to_owned())),
     }
-    transaction
-        .execute(
-            "INSERT INTO grants (user_id, organisation_id, role) VALUES ($1, $2, $3)",
-            &[&id, &DEFAULT_ORGANISATION, &role.as_str()],
-        )
-        .await?;
-    transaction.commit().await?;
     Ok(password)
 }
 
@@ -89,23 +86,83 @@ pub async fn add(store: &Store, name: &str, role: Role) -> Result<String, AddUse
 /// If the database is away.
 pub async fn by_name(store: &Store, name: &str) -> Result<Option<(User, Scope, Option<String>)>, StoreError> {
     let client = store.client().await?;
-    let statement = client.prepare_cached(&select("u.name = $1")).await?;
+    let statement = client.prepare_cached(&format!("SELECT {COLUMNS} FROM users u WHERE u.name = $1")).await?;
     let row = client.query_opt(&statement, &[&name]).await?;
     row.map(|row| Ok((user(&row)?, scope(&row)?, row.try_get("password_hash")?))).transpose()
 }
 
-/// The user, and what they may do.
+/// Whose session or key it is, and what they may do.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub user: User,
+    pub scope: Scope,
+    pub credential: Credential,
+}
+
+/// What somebody showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    Session { id: Uuid, expires_at: Timestamp },
+    Key { id: Uuid, expires_at: Timestamp },
+}
+
+impl Credential {
+    #[must_use]
+    pub const fn expires_at(self) -> Timestamp {
+        match self {
+            Self::Session { expires_at, .. } | Self::Key { expires_at, .. } => expires_at,
+        }
+    }
+}
+
+/// The user of a session that goes on, unless they are disabled.
 ///
 /// # Errors
 /// If the database is away.
-pub async fn by_id(store: &Store, id: Uuid) -> Result<Option<(User, Scope)>, StoreError> {
+pub async fn by_session(
+    store: &Store,
+    user_id: Uuid,
+    session: Uuid,
+    now: Timestamp,
+) -> Result<Option<Known>, StoreError> {
     let client = store.client().await?;
-    let statement = client.prepare_cached(&select("u.id = $1")).await?;
-    let row = client.query_opt(&statement, &[&id]).await?;
-    row.map(|row| Ok((user(&row)?, scope(&row)?))).transpose()
+    let statement = client
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS}, t.expires_at FROM sessions t JOIN users u ON u.id = t.user_id
+             WHERE t.id = $1 AND t.user_id = $2 AND t.ended_at IS NULL AND t.expires_at > $3 AND u.disabled_at IS NULL"
+        ))
+        .await?;
+    let Some(row) = client.query_opt(&statement, &[&session, &user_id, &now]).await? else { return Ok(None) };
+    let credential = Credential::Session { id: session, expires_at: row.try_get("expires_at")? };
+    Ok(Some(Known { user: user(&row)?, scope: scope(&row)?, credential }))
 }
 
-/// Stores a password that the user chose; tokens made before `now` end.
+/// The user of an API key that is good, with no more than the key may; notes that it was used, once a minute.
+///
+/// # Errors
+/// If the database is away.
+pub async fn by_key(store: &Store, hash: &[u8; 32], now: Timestamp) -> Result<Option<Known>, StoreError> {
+    let client = store.client().await?;
+    let statement = client
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS}, k.id AS key_id, k.role AS key_role, k.site_id AS key_site, k.expires_at,
+                    k.used_at IS NULL OR k.used_at < $2::timestamptz - interval '1 minute' AS stale
+             FROM api_keys k JOIN users u ON u.id = k.user_id
+             WHERE k.hash = $1 AND k.revoked_at IS NULL AND k.expires_at > $2 AND u.disabled_at IS NULL"
+        ))
+        .await?;
+    let Some(row) = client.query_opt(&statement, &[&hash.as_slice(), &now]).await? else { return Ok(None) };
+    let id: Uuid = row.try_get("key_id")?;
+    if row.try_get("stale")? {
+        client.execute("UPDATE api_keys SET used_at = $2 WHERE id = $1", &[&id, &now]).await?;
+    }
+    let Word(role): Word<Role> = row.try_get("key_role")?;
+    let scope = scope(&row)?.at_most(role, row.try_get("key_site")?);
+    let credential = Credential::Key { id, expires_at: row.try_get("expires_at")? };
+    Ok(Some(Known { user: user(&row)?, scope, credential }))
+}
+
+/// Stores a password that the user chose; all sessions of the user end.
 ///
 /// # Errors
 /// If the database is away.
@@ -117,11 +174,9 @@ pub async fn set_password(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     transaction
-        .execute(
-            "UPDATE users SET password_hash = $2, must_change_password = false, tokens_valid_from = $3 WHERE id = $1",
-            &[&id, &hash, &now],
-        )
+        .execute("UPDATE users SET password_hash = $2, must_change_password = false WHERE id = $1", &[&id, &hash])
         .await?;
+    sessions::end_all(transaction, id, Ended::Password, now).await?;
     let change = Change {
         action: "user.password",
         object: "user",
@@ -133,17 +188,12 @@ pub async fn set_password(
     audit::write(transaction, by, &change, now).await
 }
 
-/// With the sites of the organisation and the grants, in two arrays of one order: what a [`Scope`] is made of.
-fn select(condition: &str) -> String {
-    format!(
-        "SELECT u.id, u.organisation_id, u.name, u.password_hash, u.must_change_password, u.tokens_valid_from,
-                u.disabled_at IS NOT NULL AS disabled,
-                ARRAY(SELECT s.id FROM sites s WHERE s.organisation_id = u.organisation_id) AS sites,
-                ARRAY(SELECT g.site_id FROM grants g WHERE g.user_id = u.id ORDER BY g.site_id) AS grant_sites,
-                ARRAY(SELECT g.role FROM grants g WHERE g.user_id = u.id ORDER BY g.site_id) AS grant_roles
-         FROM users u WHERE {condition}"
-    )
-}
+/// Of `users u`, with the sites of the organisation and the grants in two arrays of one order: what a [`Scope`] is made of.
+const COLUMNS: &str = "u.id, u.organisation_id, u.name, u.password_hash, u.must_change_password,
+    u.disabled_at IS NOT NULL AS disabled,
+    ARRAY(SELECT s.id FROM sites s WHERE s.organisation_id = u.organisation_id) AS sites,
+    ARRAY(SELECT g.site_id FROM grants g WHERE g.user_id = u.id ORDER BY g.site_id) AS grant_sites,
+    ARRAY(SELECT g.role FROM grants g WHERE g.user_id = u.id ORDER BY g.site_id) AS grant_roles";
 
 fn user(row: &Row) -> Result<User, StoreError> {
     Ok(User {
@@ -151,7 +201,6 @@ fn user(row: &Row) -> Result<User, StoreError> {
         organisation: row.try_get("organisation_id")?,
         name: row.try_get("name")?,
         must_change_password: row.try_get("must_change_password")?,
-        tokens_valid_from: row.try_get("tokens_valid_from")?,
         disabled: row.try_get("disabled")?,
     })
 }

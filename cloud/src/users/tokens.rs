@@ -1,7 +1,11 @@
 //! Access tokens: JWT signed with Ed25519 (`EdDSA`, no other algorithm is taken), good for [`LIFETIME`].
 //!
-//! A page that stays open renews its token until [`SESSION_MAX`] after the login. The role is not in the token:
-//! it is read from the database at each request, so that a change of it holds at once.
+//! A token names its user and session; what they may do is read from the database at each request, so that a change of it
+//! holds at once. Keys rotate: a token says which one signed it (`kid`), a new key signs when every replica has read it
+//! ([`LEAD`]), and an old one is taken until its last token is over. A key's secret is derived from the cloud's key and its
+//! id, which is all that the database knows.
+
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ed25519_dalek::SigningKey;
 use jiff::{SignedDuration, Timestamp};
@@ -11,8 +15,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 pub const LIFETIME: SignedDuration = SignedDuration::from_mins(15);
-/// How long after a login its tokens may be renewed.
-pub const SESSION_MAX: SignedDuration = SignedDuration::from_hours(12);
+/// A key signs when it is this old; replicas read the keys more often than that.
+pub const LEAD: SignedDuration = SignedDuration::from_mins(5);
+/// A key that is older gets a successor.
+pub const KEY_AGE_MAX: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 const ISSUER: &str = "gemba-cloud";
 /// How far in the future a token's birth may lie (a clock that was set back).
@@ -26,39 +32,54 @@ const PKCS8_PREFIX: [u8; 16] =
 struct Claims {
     iss: String,
     sub: Uuid,
+    sid: Uuid,
     /// Seconds, as RFC 7519 has it.
     exp: i64,
     iat_ms: i64,
-    login_ms: i64,
 }
 
 /// A token that was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Session {
+pub struct Token {
     pub user: Uuid,
+    pub session: Uuid,
     pub issued_at: Timestamp,
-    pub login_at: Timestamp,
     pub expires_at: Timestamp,
+}
+
+/// A key as the database has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    pub id: Uuid,
+    pub created_at: Timestamp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     #[error("the token is not one of this server's")]
     Invalid,
+    /// It may be a key that was made a moment ago.
+    #[error("the token is signed with a key that is not known (any more)")]
+    UnknownKey,
     #[error("the token has expired")]
     Expired,
-    #[error("the session is too old to be renewed; log in again")]
-    SessionTooOld,
     #[error("a token could not be signed")]
     Signing,
+}
+
+struct Pair {
+    key: Key,
+    encoding: EncodingKey,
+    decoding: DecodingKey,
 }
 
 /// Makes and takes tokens.
 #[derive(Clone)]
 pub struct Tokens {
-    encoding: EncodingKey,
-    decoding: DecodingKey,
+    cloud: SigningKey,
     validation: Validation,
+    /// By age, the oldest first. Held for a look, never across an await.
+    ring: Arc<RwLock<Vec<Pair>>>,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -68,83 +89,105 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// With a key of its own, derived from the cloud's: a token can never pass for a frame, nor a frame for a token.
+    /// With keys of its own, derived from the cloud's: a token can never pass for a frame, nor a frame for a token. It knows
+    /// no key until it is told.
     #[must_use]
     pub fn new(cloud: &SigningKey) -> Self {
-        let seed: [u8; 32] =
-            Sha256::new().chain_update(b"gemba access tokens 1\0").chain_update(cloud.to_bytes()).finalize().into();
-        let mut der = PKCS8_PREFIX.to_vec();
-        der.extend_from_slice(&seed);
-        let public = SigningKey::from_bytes(&seed).verifying_key();
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[ISSUER]);
-        validation.set_required_spec_claims(&["exp", "sub", "iss"]);
-        // Against the caller's clock, below.
+        validation.set_required_spec_claims(&["exp", "iss", "sub"]);
+        // Checked by `read`, against the time that it is handed.
         validation.validate_exp = false;
-        Self {
-            encoding: EncodingKey::from_ed_der(&der),
-            decoding: DecodingKey::from_ed_der(public.as_bytes()),
-            validation,
-        }
+        Self { cloud: cloud.clone(), validation, ring: Arc::default() }
     }
 
-    /// A token for a user who has just shown the password.
+    /// Takes these keys in the place of those it knew.
+    pub fn know(&self, keys: &[Key]) {
+        let mut pairs: Vec<Pair> = keys.iter().map(|key| pair(&self.cloud, *key)).collect();
+        pairs.sort_by_key(|pair| (pair.key.created_at, pair.key.id));
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = pairs;
+    }
+
+    /// Whether it knows a key to sign with.
+    #[must_use]
+    pub fn can_sign(&self) -> bool {
+        !self.ring.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// A token for a user in a session.
     ///
     /// # Errors
     /// If it cannot be signed.
-    pub fn issue(&self, user: Uuid, now: Timestamp) -> Result<(String, Session), TokenError> {
-        self.sign(user, now, now)
-    }
-
-    /// A fresh token for the same session.
-    ///
-    /// # Errors
-    /// If the login was too long ago.
-    pub fn renew(&self, session: &Session, now: Timestamp) -> Result<(String, Session), TokenError> {
-        if now.duration_since(session.login_at) > SESSION_MAX {
-            return Err(TokenError::SessionTooOld);
-        }
-        self.sign(session.user, session.login_at, now)
+    pub fn issue(&self, user: Uuid, session: Uuid, now: Timestamp) -> Result<(String, Token), TokenError> {
+        let expires = now.checked_add(LIFETIME).map_err(|_| TokenError::Signing)?.as_second();
+        let expires_at = Timestamp::from_second(expires).map_err(|_| TokenError::Signing)?;
+        let claims =
+            Claims { iss: ISSUER.to_owned(), sub: user, sid: session, exp: expires, iat_ms: now.as_millisecond() };
+        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+        let known = |pair: &&Pair| now.duration_since(pair.key.created_at) >= LEAD;
+        // The first key of all signs at once.
+        let pair = ring.iter().rfind(known).or(ring.first()).ok_or(TokenError::Signing)?;
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.kid = Some(pair.key.id.to_string());
+        let token = jsonwebtoken::encode(&header, &claims, &pair.encoding).map_err(|_| TokenError::Signing)?;
+        Ok((token, Token { user, session, issued_at: now, expires_at }))
     }
 
     /// Reads a token.
     ///
     /// # Errors
     /// If it is not ours, or no longer good.
-    pub fn read(&self, token: &str, now: Timestamp) -> Result<Session, TokenError> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
-            .map_err(|_| TokenError::Invalid)?
-            .claims;
-        let time = |ms: i64| Timestamp::from_millisecond(ms).map_err(|_| TokenError::Invalid);
-        let session = Session {
+    pub fn read(&self, token: &str, now: Timestamp) -> Result<Token, TokenError> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Invalid)?;
+        let kid = header.kid.and_then(|kid| kid.parse::<Uuid>().ok()).ok_or(TokenError::Invalid)?;
+        let claims = {
+            let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+            let pair = ring.iter().find(|pair| pair.key.id == kid).ok_or(TokenError::UnknownKey)?;
+            jsonwebtoken::decode::<Claims>(token, &pair.decoding, &self.validation)
+                .map_err(|_| TokenError::Invalid)?
+                .claims
+        };
+        let read = Token {
             user: claims.sub,
-            issued_at: time(claims.iat_ms)?,
-            login_at: time(claims.login_ms)?,
+            session: claims.sid,
+            issued_at: Timestamp::from_millisecond(claims.iat_ms).map_err(|_| TokenError::Invalid)?,
             expires_at: Timestamp::from_second(claims.exp).map_err(|_| TokenError::Invalid)?,
         };
-        if session.expires_at <= now {
+        if read.expires_at <= now {
             return Err(TokenError::Expired);
         }
-        if session.issued_at.duration_since(now) > SKEW_MAX {
+        if read.issued_at.duration_since(now) > SKEW_MAX {
             return Err(TokenError::Invalid);
         }
-        Ok(session)
+        Ok(read)
     }
+}
 
-    fn sign(&self, user: Uuid, login_at: Timestamp, now: Timestamp) -> Result<(String, Session), TokenError> {
-        let expires = now.checked_add(LIFETIME).map_err(|_| TokenError::Signing)?.as_second();
-        let claims = Claims {
-            iss: ISSUER.to_owned(),
-            sub: user,
-            exp: expires,
-            iat_ms: now.as_millisecond(),
-            login_ms: login_at.as_millisecond(),
-        };
-        let token = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.encoding)
-            .map_err(|_| TokenError::Signing)?;
-        let expires_at = Timestamp::from_second(expires).map_err(|_| TokenError::Signing)?;
-        Ok((token, Session { user, issued_at: now, login_at, expires_at }))
-    }
+/// Those of these keys that are still taken: a key is over when the tokens are that were signed before its successor began to.
+#[must_use]
+pub fn in_use(mut keys: Vec<Key>, now: Timestamp) -> Vec<Key> {
+    keys.sort_by_key(|key| (key.created_at, key.id));
+    let over = |successor: &Key| now.duration_since(successor.created_at) > LEAD + LIFETIME + SKEW_MAX;
+    let gone = keys.iter().skip(1).take_while(|successor| over(successor)).count();
+    keys.split_off(gone)
+}
+
+/// Whether it is time for a new key.
+#[must_use]
+pub fn wants_new(keys: &[Key], now: Timestamp) -> bool {
+    keys.iter().map(|key| key.created_at).max().is_none_or(|newest| now.duration_since(newest) > KEY_AGE_MAX)
+}
+
+fn pair(cloud: &SigningKey, key: Key) -> Pair {
+    let seed: [u8; 32] = Sha256::new()
+        .chain_update(b"gemba access tokens 2\0")
+        .chain_update(cloud.to_bytes())
+        .chain_update(key.id.as_bytes())
+        .finalize()
+        .into();
+    let public = SigningKey::from_bytes(&seed).verifying_key();
+    let pkcs8 = [PKCS8_PREFIX.as_slice(), &seed].concat();
+    Pair { key, encoding: EncodingKey::from_ed_der(&pkcs8), decoding: DecodingKey::from_ed_der(public.as_bytes()) }
 }
 
 #[cfg(test)]
@@ -154,59 +197,99 @@ mod tests {
     use super::*;
 
     const USER: Uuid = Uuid::from_bytes([7; 16]);
-
-    fn tokens() -> Tokens {
-        Tokens::new(&SigningKey::from_bytes(&[1; 32]))
-    }
+    const SESSION: Uuid = Uuid::from_bytes([9; 16]);
+    const FIRST: Uuid = Uuid::from_bytes([1; 16]);
+    const SECOND: Uuid = Uuid::from_bytes([2; 16]);
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_790_000_000 + seconds).unwrap()
     }
 
+    fn key(id: Uuid, seconds: i64) -> Key {
+        Key { id, created_at: at(seconds) }
+    }
+
+    fn tokens(seed: u8) -> Tokens {
+        let tokens = Tokens::new(&SigningKey::from_bytes(&[seed; 32]));
+        tokens.know(&[key(FIRST, 0)]);
+        tokens
+    }
+
     #[test]
     fn a_token_is_good_for_its_lifetime() {
-        let tokens = tokens();
-        let (token, session) = tokens.issue(USER, at(0)).unwrap();
-        assert_eq!(session.expires_at, at(900));
+        let tokens = tokens(1);
+        let (token, read) = tokens.issue(USER, SESSION, at(0)).unwrap();
+        assert_eq!(read.expires_at, at(900));
         for (now, expected) in [
-            (0, Ok(session)),
-            (899, Ok(session)),
+            (0, Ok(read)),
+            (899, Ok(read)),
             (900, Err(TokenError::Expired)),
             (1_000_000, Err(TokenError::Expired)),
-            (-30, Ok(session)),
+            (-30, Ok(read)),
             (-61, Err(TokenError::Invalid)),
         ] {
             assert_eq!(tokens.read(&token, at(now)), expected, "at {now} s");
         }
+        assert_eq!(
+            Tokens::new(&SigningKey::from_bytes(&[1; 32])).issue(USER, SESSION, at(0)),
+            Err(TokenError::Signing)
+        );
     }
 
     #[test]
-    fn a_session_is_renewed_for_twelve_hours() {
-        let tokens = tokens();
-        let (_, session) = tokens.issue(USER, at(0)).unwrap();
-        let (token, renewed) = tokens.renew(&session, at(600)).unwrap();
-        assert_eq!(renewed.login_at, at(0));
-        assert_eq!(renewed.expires_at, at(1_500));
-        assert_eq!(tokens.read(&token, at(1_499)).unwrap(), renewed);
-        assert!(tokens.renew(&renewed, at(12 * 3_600)).is_ok());
-        assert_eq!(tokens.renew(&renewed, at(12 * 3_600 + 1)).unwrap_err(), TokenError::SessionTooOld);
+    fn keys_take_turns_and_old_tokens_stay_good() {
+        let tokens = tokens(1);
+        let (old, _) = tokens.issue(USER, SESSION, at(900)).unwrap();
+        tokens.know(&[key(SECOND, 1_000), key(FIRST, 0)]);
+        let signed_by = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+        let (not_yet, _) = tokens.issue(USER, SESSION, at(1_299)).unwrap();
+        assert_eq!(signed_by(&not_yet), FIRST.to_string());
+        let (new, _) = tokens.issue(USER, SESSION, at(1_300)).unwrap();
+        assert_eq!(signed_by(&new), SECOND.to_string());
+        for token in [&old, &not_yet, &new] {
+            assert!(tokens.read(token, at(1_301)).is_ok());
+        }
+        tokens.know(&[key(SECOND, 1_000)]);
+        assert_eq!(tokens.read(&old, at(1_301)), Err(TokenError::UnknownKey));
+        assert!(tokens.read(&new, at(1_301)).is_ok());
+    }
+
+    #[test]
+    fn keys_are_kept_as_long_as_their_tokens() {
+        let keys = vec![key(SECOND, 1_000), key(FIRST, 0)];
+        assert_eq!(in_use(keys.clone(), at(1_000 + 300 + 900 + 60)), [key(FIRST, 0), key(SECOND, 1_000)]);
+        assert_eq!(in_use(keys, at(1_000 + 300 + 900 + 61)), [key(SECOND, 1_000)]);
+        assert_eq!(in_use(vec![key(FIRST, 0)], at(1 << 30)), [key(FIRST, 0)]);
+        let month = 30 * 24 * 3_600;
+        for (keys, now, wanted) in [
+            (&[][..], 0, true),
+            (&[key(FIRST, 0)], month, false),
+            (&[key(FIRST, 0)], month + 1, true),
+            (&[key(FIRST, 0), key(SECOND, 10)], month + 1, false),
+        ] {
+            assert_eq!(wants_new(keys, at(now)), wanted, "{keys:?} {now}");
+        }
     }
 
     #[test]
     fn what_is_not_ours_is_not_taken() {
-        let tokens = tokens();
-        let (good, _) = tokens.issue(USER, at(0)).unwrap();
-        let (other, _) = Tokens::new(&SigningKey::from_bytes(&[2; 32])).issue(USER, at(0)).unwrap();
+        let tokens = tokens(1);
+        let (good, _) = tokens.issue(USER, SESSION, at(0)).unwrap();
+        let (other, _) = self::tokens(2).issue(USER, SESSION, at(0)).unwrap();
         let mut parts = good.split('.');
         let (_, payload, signature) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
-        let header = |alg: &str| B64.encode(format!(r#"{{"typ":"JWT","alg":"{alg}"}}"#));
+        let header = |alg: &str| B64.encode(format!(r#"{{"typ":"JWT","alg":"{alg}","kid":"{FIRST}"}}"#));
         let forged = B64.encode(String::from_utf8(B64.decode(payload).unwrap()).unwrap().replace("07", "08"));
+        let claims = serde_json::json!({"iss": ISSUER, "sub": USER, "sid": SESSION, "exp": 1_999_999_999, "iat_ms": 0});
         let hmac = {
             let public = SigningKey::from_bytes(&[1; 32]).verifying_key();
-            let key = EncodingKey::from_secret(public.as_bytes());
-            let claims =
-                serde_json::json!({"iss": ISSUER, "sub": USER, "exp": 1_999_999_999, "iat_ms": 0, "login_ms": 0});
-            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
+            let mut header = Header::new(Algorithm::HS256);
+            header.kid = Some(FIRST.to_string());
+            jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(public.as_bytes())).unwrap()
+        };
+        let without_key = {
+            let ring = tokens.ring.read().unwrap();
+            jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &ring[0].encoding).unwrap()
         };
         for bad in [
             String::new(),
@@ -220,6 +303,7 @@ mod tests {
             format!("{good}x"),
             good[..good.len() - 2].to_owned(),
             hmac,
+            without_key,
             other,
         ] {
             assert_eq!(tokens.read(&bad, at(1)), Err(TokenError::Invalid), "{bad}");

@@ -77,6 +77,9 @@ pub struct Machine {
     pub id: Uuid,
     pub gateway_id: Uuid,
     pub gateway_name: String,
+    pub site_id: Uuid,
+    /// Where it stands in the site.
+    pub area_id: Option<Uuid>,
     /// The machine's id on its gateway.
     pub name: String,
     /// What people called it; `null` unless it was renamed.

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 mod access;
+mod conventions;
 mod hostile;
 mod isolation;
+mod people;
 mod plant;
+mod sessions;
 mod stream;
 mod trends;
 
@@ -17,7 +20,10 @@ use gemba_cloud::{
     clock,
     live::{CHANGES_MAX, Change, Changes, hub},
     store::{Store, users},
-    users::{Role, tokens::Tokens},
+    users::{
+        Role,
+        tokens::{Key, Tokens},
+    },
     views::Patience,
     web,
 };
@@ -27,6 +33,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use crate::database;
+
+const TOKEN_KEY: Uuid = Uuid::from_u128(7);
 
 /// A server of the API with the page, and the live hub behind it.
 pub(crate) struct Server {
@@ -46,6 +54,7 @@ pub(crate) struct Plant {
     pub(crate) machine: Uuid,
     pub(crate) alarm: Uuid,
     pub(crate) anomaly: Uuid,
+    pub(crate) area: Uuid,
 }
 
 /// An answer: status, headers, body.
@@ -57,11 +66,19 @@ pub(crate) struct Answer {
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        Self::over(database::store().await).await
+        let store = database::store().await;
+        let client = store.client().await.unwrap();
+        let key = format!("INSERT INTO token_keys VALUES ('{TOKEN_KEY}', now() - interval '1 day')");
+        client.batch_execute(&key).await.unwrap();
+        Self::over(store).await
     }
 
     /// Over a database that need not be there.
     pub(crate) async fn over(store: Store) -> Self {
+        Self::limited(store, 10_000).await
+    }
+
+    pub(crate) async fn limited(store: Store, requests_per_s: u32) -> Self {
         let key = SigningKey::from_bytes(&[3; 32]);
         let feed = hub::Feed::default();
         let changes = Changes::new(CHANGES_MAX);
@@ -74,6 +91,8 @@ impl Server {
             patience: Patience::default(),
             changes: changes.clone(),
             feed,
+            url: "http://gemba.test/".to_owned(),
+            requests_per_s,
             metrics: Box::new(|| "# EOF\n".to_owned()),
             not_ready: Box::new(|| None),
         };
@@ -90,16 +109,33 @@ impl Server {
             .max_idle_connections(0)
             .allow_non_standard_methods(true);
         let agent = agent.build().into();
-        Self { address, store, changes, tokens: Tokens::new(&key), agent, _stop: stop.drop_guard() }
+        let tokens = Tokens::new(&key);
+        tokens.know(&[Key { id: TOKEN_KEY, created_at: clock::now() - jiff::SignedDuration::from_hours(24) }]);
+        Self { address, store, changes, tokens, agent, _stop: stop.drop_guard() }
     }
 
     pub(crate) async fn call(&self, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> Answer {
+        self.call_with(method, path, token, body, &[]).await
+    }
+
+    /// The same, with more headers.
+    pub(crate) async fn call_with(
+        &self,
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        body: Option<Value>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
         let mut request = axum::http::Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         if body.is_some() {
             request = request.header("content-type", "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         let request = request.body(body).unwrap();
@@ -128,24 +164,21 @@ impl Server {
 
     /// A user with this role in the whole first organisation who has chosen a password, and a token.
     pub(crate) async fn user(&self, role: Role) -> String {
-        let organisation = users::DEFAULT_ORGANISATION;
-        let id = Uuid::now_v7();
-        self.sql(&format!(
-            "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
-             VALUES ('{id}', '{organisation}', '{role}-{}', 'x', false);
-             INSERT INTO grants (user_id, organisation_id, role) VALUES ('{id}', '{organisation}', '{role}')",
-            id.simple()
-        ))
-        .await;
-        self.token(id)
+        self.add_user(users::DEFAULT_ORGANISATION, role.as_str(), &[(None, role)]).await
     }
 
     /// A user with these roles at these sites of an organisation, and a token; `None` is the whole of it.
     pub(crate) async fn user_at(&self, organisation: Uuid, grants: &[(Option<Uuid>, Role)]) -> String {
+        self.add_user(organisation, "user", grants).await
+    }
+
+    async fn add_user(&self, organisation: Uuid, name: &str, grants: &[(Option<Uuid>, Role)]) -> String {
         let id = Uuid::now_v7();
         self.sql(&format!(
             "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
-             VALUES ('{id}', '{organisation}', 'user-{}', 'x', false)",
+             VALUES ('{id}', '{organisation}', '{name}-{}', 'x', false);
+             INSERT INTO sessions (id, user_id, organisation_id, created_at, used_at, expires_at)
+             VALUES ('{id}', '{id}', '{organisation}', now(), now(), now() + interval '1 day')",
             id.simple()
         ))
         .await;
@@ -158,6 +191,11 @@ impl Server {
             .await;
         }
         self.token(id)
+    }
+
+    /// A fresh token for a user who was made here: their session has their id.
+    pub(crate) fn token(&self, user: Uuid) -> String {
+        self.tokens.issue(user, user, clock::now()).unwrap().0
     }
 
     /// An organisation of this name.
@@ -190,12 +228,18 @@ impl Server {
         self.sql(&format!("UPDATE alarms SET site_id = '{site}' WHERE id = '{alarm}'")).await;
         let client = self.store.client().await.unwrap();
         let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
-        Plant { site, gateway, machine, alarm, anomaly: row.get(0) }
+        let plant = Plant { site, gateway, machine, alarm, anomaly: row.get(0), area: Uuid::now_v7() };
+        self.add_area(&plant).await;
+        plant
     }
 
-    /// A fresh token for a user.
-    pub(crate) fn token(&self, user: Uuid) -> String {
-        self.tokens.issue(user, clock::now()).unwrap().0
+    async fn add_area(&self, plant: &Plant) {
+        self.sql(&format!(
+            "INSERT INTO areas (id, organisation_id, site_id, kind, name)
+             SELECT '{}', organisation_id, id, 'area', 'hall' FROM sites WHERE id = '{}'",
+            plant.area, plant.site
+        ))
+        .await;
     }
 
     pub(crate) async fn sql(&self, sql: &str) {

@@ -173,6 +173,8 @@ function answer(method, path, query, body, user) {
       if (!found || found.password !== body.password) throw new Refusal(401, "bad_credentials", "Name or password is wrong");
       return login(found);
     }
+    // Nobody is remembered over a reload.
+    case "POST refresh": throw new Refusal(401, "session_over", "Sign in again");
   }
   if (!user) throw new Refusal(401, "unauthorized", "Sign in first");
   if (route === "POST password") {
@@ -182,7 +184,7 @@ function answer(method, path, query, body, user) {
   }
   if (user.change) throw new Refusal(403, "password_change_required", "Change your one-time password first");
   switch (route) {
-    case "POST token": return login(user);
+    case "POST logout": return null;
     case "GET me": return { id: user.id, name: user.name, role: user.role };
     case "GET gateways": return page(plant.gateways.map((g) => ({ ...g, last_seen_at: plant.iso(g.state === "online" ? now : STARTED - 47 * 60_000) })));
     case "GET machines": return page(plant.machines.filter((m) => query.get("include_ignored") === "true" || !m.ignored).map((m) => machineOf(m, now)));

@@ -1,6 +1,15 @@
 //! Requests that nobody should send: each gets a problem, none a 500, none an inner text.
 
-use gemba_cloud::{clock, store::Store, users::Role};
+use ed25519_dalek::SigningKey;
+use gemba_cloud::{
+    clock,
+    store::Store,
+    users::{
+        Role,
+        tokens::{Key, Tokens},
+    },
+};
+use jiff::SignedDuration;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -63,6 +72,7 @@ async fn wrong_routes_methods_and_bodies() {
         )
     };
     let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    let nested = format!("{}1{}", "{\"display_name\":".repeat(3_000), "}".repeat(3_000));
     let huge = format!("{{\"display_name\": \"{}\"}}", "x".repeat(200_000));
     for (body, kind, status) in [
         ("{}".as_bytes(), "text/plain", 415),
@@ -74,6 +84,12 @@ async fn wrong_routes_methods_and_bodies() {
         (b"{\"display_name\": 1e999}", "application/json", 400),
         (b"{\"ignored\": \"yes\"}", "application/json", 422),
         (b"{\"ignored\": true, \"ignored\": false}", "application/json", 422),
+        (b"{\"display_name\": \"a\", \"display_name\": \"b\"}", "application/json", 422),
+        (b"{\"display_name\": \"\\ud800\"}", "application/json", 400),
+        (b"{\"area\": \"../../etc/passwd\"}", "application/json", 422),
+        (b"{\"ignored\": true}\0", "application/json", 400),
+        (b"\xef\xbb\xbf{}", "application/json", 400),
+        (nested.as_bytes(), "application/json", 422),
         (deep.as_bytes(), "application/json", 422),
         (huge.as_bytes(), "application/json", 413),
     ] {
@@ -103,6 +119,48 @@ async fn tokens_that_are_none() {
     assert_eq!(server.raw(basic.as_bytes()).await.0, 401);
     let unknown = server.token(Uuid::now_v7());
     assert_eq!(server.call("GET", "/api/v1/me", Some(&unknown), None).await.status, 401);
+
+    // Signed as it should be, by another server; with a key that nobody has; over; ahead of its time; and with another's name in it.
+    let other = Tokens::new(&SigningKey::from_bytes(&[4; 32]));
+    other.know(&[Key { id: super::TOKEN_KEY, created_at: clock::now() - SignedDuration::from_hours(24) }]);
+    let nobody = Tokens::new(&SigningKey::from_bytes(&[3; 32]));
+    nobody.know(&[Key { id: Uuid::now_v7(), created_at: clock::now() - SignedDuration::from_hours(24) }]);
+    let user: Uuid = serde_json::from_value(server.get("/api/v1/me", &good).await["id"].clone()).unwrap();
+    let at = |minutes: i64| clock::now() + SignedDuration::from_mins(minutes);
+    let [a, b, over, ahead, foreign] = [
+        other.issue(user, user, at(0)),
+        nobody.issue(user, user, at(0)),
+        server.tokens.issue(user, user, at(-16)),
+        server.tokens.issue(user, user, at(10)),
+        server.tokens.issue(Uuid::now_v7(), user, at(0)),
+    ]
+    .map(|issued| issued.unwrap().0);
+    for (token, code) in [
+        (a, "unauthenticated"),
+        (b, "unauthenticated"),
+        (over, "token_expired"),
+        (ahead, "unauthenticated"),
+        (foreign, "unauthenticated"),
+    ] {
+        let answer = server.call("GET", "/api/v1/me", Some(&token), None).await;
+        assert_eq!((answer.status, &answer.body["code"]), (401, &json!(code)), "{}", answer.body);
+    }
+    // One of another organisation is good there only.
+    let organisation = server.organisation("other").await;
+    let stranger = server.user_at(organisation, &[(None, Role::Admin)]).await;
+    let gateway = server.gateway("north").await;
+    let (machine, _) = server.machine(gateway, "pump-1", &["flow"]).await;
+    for (method, path) in [
+        ("GET", format!("/api/v1/machines/{machine}")),
+        ("PATCH", format!("/api/v1/machines/{machine}")),
+        ("GET", format!("/api/v1/machines/{machine}/series")),
+        ("POST", format!("/api/v1/gateways/{gateway}/commands")),
+        ("GET", format!("/api/v1/users/{user}")),
+        ("DELETE", format!("/api/v1/users/{user}/sessions")),
+    ] {
+        let body = (method != "GET").then(|| json!({}));
+        assert_eq!(server.call(method, &path, Some(&stranger), body).await.status, 404, "{method} {path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +169,6 @@ async fn sql_and_noise_in_every_parameter() {
     let token = server.user(Role::Admin).await;
     let gateway = server.gateway("north").await;
     let (machine, _) = server.machine(gateway, "pump-1", &["flow"]).await;
-    let alarm = server.alarm(gateway, machine, "unacknowledged", "low", clock::now()).await;
     let values = [
         "'%20OR%20'1'='1",
         "1;DROP%20TABLE%20users",
@@ -133,6 +190,13 @@ async fn sql_and_noise_in_every_parameter() {
         ("/api/v1/machines", &["gateway", "include_ignored", "limit", "cursor"]),
         ("/api/v1/anomalies", &["machine", "open", "from", "to", "limit", "cursor"]),
         ("/api/v1/alarms", &["state", "machine", "limit", "cursor"]),
+        ("/api/v1/audit", &["user", "action", "object", "object_id", "site", "from", "to", "limit", "cursor"]),
+        ("/api/v1/audit/export", &["format", "action", "object_id", "from"]),
+        ("/api/v1/users", &["disabled", "limit", "cursor"]),
+        ("/api/v1/api-keys", &["user", "limit", "cursor"]),
+        ("/api/v1/areas", &["site", "limit", "cursor"]),
+        ("/api/v1/sites", &["limit", "cursor"]),
+        ("/api/v1/sessions", &["limit", "cursor"]),
         (&format!("/api/v1/machines/{machine}/series"), &["sensor", "from", "to", "points"]),
     ];
     for value in values {
@@ -147,6 +211,11 @@ async fn sql_and_noise_in_every_parameter() {
             format!("/api/v1/machines/{machine}/sensors/{value}"),
             format!("/api/v1/anomalies/{value}"),
             format!("/api/v1/alarms/{value}/acknowledge"),
+            format!("/api/v1/users/{value}"),
+            format!("/api/v1/users/{value}/grants"),
+            format!("/api/v1/areas/{value}"),
+            format!("/api/v1/sites/{value}"),
+            format!("/api/v1/sessions/{value}"),
         ] {
             for method in ["GET", "PATCH", "POST"] {
                 let body = (method != "GET").then(|| json!({}));
@@ -155,11 +224,29 @@ async fn sql_and_noise_in_every_parameter() {
             }
         }
     }
+    server.get("/api/v1/me", &token).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_and_noise_in_every_body() {
+    let server = Server::start().await;
+    let token = server.user(Role::Admin).await;
+    let gateway = server.gateway("north").await;
+    let (machine, _) = server.machine(gateway, "pump-1", &["flow"]).await;
+    let alarm = server.alarm(gateway, machine, "unacknowledged", "low", clock::now()).await;
     for text in ["'; DROP TABLE users; --", "a\u{0}b", "\u{202e}abc", "%s%n", "\u{fffd}"] {
         for (path, body) in [
             ("/api/v1/login".to_owned(), json!({"name": text, "password": text})),
             ("/api/v1/password".to_owned(), json!({"old": text, "new": text.repeat(3)})),
             (format!("/api/v1/alarms/{alarm}/acknowledge"), json!({"comment": text})),
+            ("/api/v1/sites".to_owned(), json!({"name": text})),
+            (
+                "/api/v1/users".to_owned(),
+                json!({"name": text, "display_name": text, "email": format!("{text}@x"), "grants": []}),
+            ),
+            ("/api/v1/api-keys".to_owned(), json!({"name": text, "role": "viewer"})),
+            ("/api/v1/refresh".to_owned(), json!({"refresh_token": text})),
+            ("/api/v1/password/link".to_owned(), json!({"token": text, "new": text.repeat(3)})),
         ] {
             let (status, body) = server.post(&path, &token, body).await;
             assert!(status < 500, "{path} {text:?}: {body}");

@@ -5,7 +5,8 @@ export type Role = "admin" | "supervisor" | "operator" | "viewer";
 export interface User {
   id: string;
   name: string;
-  role: Role;
+  /** The greatest role anywhere; null for who is granted nothing. */
+  role: Role | null;
 }
 
 export interface Login {
@@ -189,11 +190,11 @@ export interface ProblemBody {
 }
 
 /** May rename, ignore and merge. */
-export function mayConfigure(role: Role): boolean {
+export function mayConfigure(role: Role | null): boolean {
   return role === "supervisor" || role === "admin";
 }
 
 /** May acknowledge an alarm. */
-export function mayOperate(role: Role): boolean {
-  return role !== "viewer";
+export function mayOperate(role: Role | null): boolean {
+  return role !== null && role !== "viewer";
 }

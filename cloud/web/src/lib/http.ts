@@ -51,7 +51,7 @@ export class Http {
     return this.#send<T>("GET", path + queryText(query), undefined, signal);
   }
 
-  post<T>(path: string, body: unknown = {}): Promise<T> {
+  post<T>(path: string, body?: unknown): Promise<T> {
     return this.#send<T>("POST", path, body);
   }
 
@@ -93,7 +93,7 @@ export class Http {
     }
     if (response.ok) return (response.status === 204 ? undefined : await response.json()) as T;
     const problem = new Problem(response.status, await problemBody(response));
-    if (response.status === 401 && token !== null) this.#credentials.refused(token);
+    if (response.status === 401 && token !== null && path !== "/refresh") this.#credentials.refused(token);
     if (problem.code === "password_change_required") this.#credentials.passwordChangeRequired();
     throw problem;
   }

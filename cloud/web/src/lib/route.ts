@@ -7,7 +7,9 @@ export type Route =
   | { page: "machines"; query: string; state: string }
   | { page: "machine"; id: string; range: Range }
   | { page: "alarms"; filter: AlarmFilter }
-  | { page: "gateways" };
+  | { page: "gateways" }
+  /** With a link's secret. */
+  | { page: "password"; secret: string };
 
 const DEFAULT_RANGE: Range = { kind: "follow", preset: "15m" };
 
@@ -20,6 +22,7 @@ export function parse(hash: string): Route {
     const filter = params.get("show");
     return { page: "alarms", filter: filter === "all" || filter === "unacknowledged" ? filter : "open" };
   }
+  if (page === "password" && id) return { page: "password", secret: id };
   if (page === "gateways") return { page: "gateways" };
   return { page: "machines", query: params.get("q") ?? "", state: params.get("state") ?? "" };
 }
@@ -40,6 +43,8 @@ export function format(route: Route): string {
       return route.filter === "open" ? "#/alarms" : `#/alarms?show=${route.filter}`;
     case "gateways":
       return "#/gateways";
+    case "password":
+      return `#/password/${route.secret}`;
   }
 }
 
