@@ -1,11 +1,18 @@
 //! The rules of alarms, after ISA-18.2: what raises one, how grave it is, how it ends.
 //!
-//! One alarm of a condition of a machine is active at a time. An alarm that is over and was seen is `normal`; one
-//! that is over and was not seen stays on the list until somebody acknowledges it.
+//! One alarm of a condition of a machine is open at a time. An alarm that is over and was seen is `normal`; one
+//! that is over and was not seen stays on the list until somebody acknowledges it, or until the condition is there again and
+//! the new alarm asks for it. What holds alarms back, and which change is allowed when, is [`standing`].
+
+pub mod quality;
+pub mod rules;
+pub mod standing;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use standing::{Action, AlarmState, ConditionState, Hold, Holds, Refused, Standing};
 
 /// The machine does not behave as it did.
 pub const ANOMALY: &str = "anomaly";
@@ -17,56 +24,17 @@ pub const GATEWAY_OFFLINE: &str = "gateway_offline";
 const MEDIUM: f32 = 1.5;
 const HIGH: f32 = 2.5;
 const CRITICAL: f32 = 5.0;
+/// Raises of one condition within this time that make it a chattering one. ISA-18.2 names three within a minute as a
+/// first pass; summaries that come every ten seconds hardly show that, so the time is the ten minutes that alarm rates
+/// are counted in.
+pub const CHATTER_WITHIN: SignedDuration = SignedDuration::from_mins(10);
+pub const CHATTER_RAISES: i32 = 3;
+/// An alarm that still stands after these times is a step graver each: after half a shift, and after a day, from which on
+/// ISA-18.2 calls it stale.
+pub const GRAVER_AFTER: [SignedDuration; 2] = [SignedDuration::from_hours(4), SignedDuration::from_hours(24)];
 /// Sensors that an alarm's message names, and the least share that makes one worth naming.
 const NAMED_MAX: usize = 3;
 const NAMED_SHARE_MIN: f32 = 0.1;
-
-/// Where an alarm is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AlarmState {
-    /// Active, and nobody has said that they saw it.
-    Unacknowledged,
-    /// Active and seen.
-    Acknowledged,
-    /// Over before anybody saw it.
-    ReturnedUnacknowledged,
-    /// Over; history.
-    Normal,
-}
-
-impl AlarmState {
-    /// As the database spells it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unacknowledged => "unacknowledged",
-            Self::Acknowledged => "acknowledged",
-            Self::ReturnedUnacknowledged => "returned_unacknowledged",
-            Self::Normal => "normal",
-        }
-    }
-
-    /// The state after an acknowledgement: the same when it was acknowledged before, `None` when there is nothing
-    /// to acknowledge any more.
-    #[must_use]
-    pub const fn acknowledged(self) -> Option<Self> {
-        match self {
-            Self::Unacknowledged | Self::Acknowledged => Some(Self::Acknowledged),
-            Self::ReturnedUnacknowledged => Some(Self::Normal),
-            Self::Normal => None,
-        }
-    }
-
-    /// The state when the condition is over.
-    #[must_use]
-    pub const fn returned(self) -> Self {
-        match self {
-            Self::Unacknowledged | Self::ReturnedUnacknowledged => Self::ReturnedUnacknowledged,
-            Self::Acknowledged | Self::Normal => Self::Normal,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -78,6 +46,8 @@ pub enum Severity {
 }
 
 impl Severity {
+    pub const ALL: [Self; 4] = [Self::Low, Self::Medium, Self::High, Self::Critical];
+
     /// As the database spells it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -97,6 +67,52 @@ impl Severity {
             score if score >= HIGH => Self::High,
             score if score >= MEDIUM => Self::Medium,
             _ => Self::Low,
+        }
+    }
+
+    /// So many steps graver (or less), within the four.
+    #[must_use]
+    pub fn stepped(self, steps: i32) -> Self {
+        let place = (self as i32).saturating_add(steps).clamp(0, 3);
+        Self::ALL[usize::try_from(place).unwrap_or(0)]
+    }
+
+    /// Of an alarm that by its score or rule alone is this grave, of such a machine, and that has stood for so long.
+    #[must_use]
+    pub fn weighed(self, criticality: Criticality, stood: SignedDuration) -> Self {
+        let longer = GRAVER_AFTER.iter().filter(|after| stood >= **after).count();
+        self.stepped(criticality.steps()).stepped(i32::try_from(longer).unwrap_or(0))
+    }
+}
+
+/// How much the plant depends on a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Criticality {
+    /// There is another one, or nobody misses it for a while: its alarms are a step less grave.
+    Low,
+    #[default]
+    Medium,
+    /// The line or people's safety stands on it: its alarms are a step graver.
+    High,
+}
+
+impl Criticality {
+    /// As the database spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+
+    const fn steps(self) -> i32 {
+        match self {
+            Self::Low => -1,
+            Self::Medium => 0,
+            Self::High => 1,
         }
     }
 }
@@ -149,19 +165,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_alarm_ends_when_it_is_over_and_seen() {
-        use AlarmState::{Acknowledged, Normal, ReturnedUnacknowledged, Unacknowledged};
-        for (state, acknowledged, returned) in [
-            (Unacknowledged, Some(Acknowledged), ReturnedUnacknowledged),
-            (Acknowledged, Some(Acknowledged), Normal),
-            (ReturnedUnacknowledged, Some(Normal), ReturnedUnacknowledged),
-            (Normal, None, Normal),
-        ] {
-            assert_eq!((state.acknowledged(), state.returned()), (acknowledged, returned), "{state:?}");
-        }
-    }
-
-    #[test]
     fn a_higher_score_is_graver() {
         for (score, severity) in [
             (1.0, Severity::Low),
@@ -172,6 +175,29 @@ mod tests {
             (f32::NAN, Severity::Low),
         ] {
             assert_eq!(Severity::of_score(score), severity, "{score}");
+        }
+    }
+
+    #[test]
+    fn severity_is_weighed_by_the_machine_and_by_how_long_it_stands() {
+        use Severity::{Critical, High, Low, Medium};
+        for (base, criticality, hours, expected) in [
+            (Medium, Criticality::Medium, 0, Medium),
+            (Medium, Criticality::Low, 0, Low),
+            (Medium, Criticality::High, 0, High),
+            (Low, Criticality::Low, 0, Low),
+            (Critical, Criticality::High, 0, Critical),
+            (Low, Criticality::Medium, 3, Low),
+            (Low, Criticality::Medium, 4, Medium),
+            (Low, Criticality::Medium, 24, High),
+            (Low, Criticality::Low, 24, High),
+            (High, Criticality::High, 99, Critical),
+        ] {
+            assert_eq!(
+                base.weighed(criticality, SignedDuration::from_hours(hours)),
+                expected,
+                "{base:?} {criticality:?} {hours} h"
+            );
         }
     }
 

@@ -18,9 +18,13 @@ pub mod extract;
 pub mod gateways;
 pub mod health;
 pub mod idempotency;
+pub mod holds;
+pub mod incidents;
 pub mod live;
 pub mod machines;
 pub mod problem;
+pub mod quality;
+pub mod rules;
 pub mod series;
 pub mod session;
 pub mod sessions;
@@ -240,9 +244,26 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(anomalies::list))
         .routes(routes!(anomalies::one))
         .routes(routes!(alarms::list))
+        .routes(routes!(quality::read))
+        .routes(routes!(alarms::one))
         .routes(routes!(alarms::acknowledge))
         .routes(routes!(audit::list))
         .routes(routes!(audit::export))
+        .routes(routes!(alarms::shelve))
+        .routes(routes!(alarms::take_out))
+        .routes(routes!(holds::list))
+        .routes(routes!(holds::end))
+        .routes(routes!(holds::take_out))
+        .routes(routes!(holds::plan))
+        .routes(routes!(rules::list, rules::add))
+        .routes(routes!(rules::one, rules::replace, rules::remove))
+        .routes(routes!(incidents::list))
+        .routes(routes!(incidents::one))
+        .routes(routes!(incidents::assign))
+        .routes(routes!(incidents::comment))
+        .routes(routes!(incidents::acknowledge))
+        .routes(routes!(incidents::close))
+        .routes(routes!(incidents::escalation, incidents::set_escalation))
         .routes(routes!(live::open))
         .routes(routes!(document::serve));
     OpenApiRouter::new()

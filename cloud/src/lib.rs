@@ -8,11 +8,12 @@ pub mod config;
 pub mod keys;
 pub mod metrics;
 
+pub mod users;
 pub mod alarms;
+pub mod incidents;
 pub mod machines;
 pub mod views;
 pub mod series;
-pub mod users;
 
 pub mod cluster;
 pub mod store;

@@ -16,6 +16,7 @@ pub type Changes = broadcast::Sender<Change>;
 pub enum Change {
     Machine(Uuid),
     Alarm(Uuid),
+    Incident(Uuid),
     Anomaly(Uuid),
     Gateway(Uuid),
 }

@@ -8,7 +8,7 @@ use gemba_shared::telemetry::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use crate::clock;
+use crate::{alarms::Criticality, clock};
 
 /// How far a record's time may lie behind and before the present.
 pub const PAST_MAX: SignedDuration = SignedDuration::from_hours(24 * 3_653);
@@ -28,6 +28,9 @@ pub struct Known {
     pub key: i32,
     /// Nobody is to be told of it.
     pub ignored: bool,
+    /// The machine that it is shown as.
+    pub shown: uuid::Uuid,
+    pub criticality: Criticality,
     /// Names by our position.
     pub sensors: Vec<String>,
     /// By the gateway's position: ours.
@@ -260,7 +263,16 @@ mod tests {
 
     fn known(sensors: &[&str], positions: &[i16], revision: i32) -> Known {
         let sensors = sensors.iter().map(ToString::to_string).collect();
-        Known { id: uuid::Uuid::nil(), key: 1, ignored: false, sensors, positions: positions.to_vec(), revision }
+        Known {
+            id: uuid::Uuid::nil(),
+            key: 1,
+            ignored: false,
+            shown: uuid::Uuid::nil(),
+            criticality: Criticality::Medium,
+            sensors,
+            positions: positions.to_vec(),
+            revision,
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ use crate::{
     web::site,
 };
 
+pub mod alarms;
 pub mod database;
 pub mod external;
 pub mod gateways;
@@ -216,6 +217,11 @@ impl Daemon {
             Ok("intake")
         });
         tasks.spawn(keep_days(self.store.clone(), last.clone()));
+        let alarms = alarms::keep(self.store.clone(), self.changes.clone(), self.settings.offline_after, last.clone());
+        tasks.spawn(async move {
+            alarms.await;
+            Ok("alarms")
+        });
         let feed = Feed::default();
         let hub = Hub::new(self.store.clone(), feed.clone(), clock::now, self.patience);
         let (changes, cancel) = (self.changes.subscribe(), last.clone());

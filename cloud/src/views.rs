@@ -2,15 +2,21 @@
 //!
 //! The store fills these, the API and the live stream send them as they are: both show the same.
 
+pub mod alarm;
+pub mod incident;
 pub mod machine;
+pub mod rule;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use crate::alarms::{AlarmState, Severity};
+pub use crate::alarms::{AlarmState, ConditionState, Criticality, Hold, Severity};
+pub use alarm::{Alarm, AlarmHold, AlarmQuality, ConditionCount, Held};
+pub use incident::{Incident, IncidentComment, IncidentDetail, Notice};
 pub use machine::{Connection, Detector, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Sensor};
+pub use rule::AlarmRule;
 
 /// How many sensors of an anomaly its alarm names.
 pub const LEAD_SENSORS_MAX: usize = 3;
@@ -188,32 +194,6 @@ pub struct AnomalyDetail {
     #[serde(flatten)]
     pub anomaly: Anomaly,
     pub window: Option<Window>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct Alarm {
-    pub id: Uuid,
-    /// `null` for an alarm of the gateway itself.
-    pub machine_id: Option<Uuid>,
-    pub machine_name: Option<String>,
-    pub gateway_id: Uuid,
-    pub gateway_name: String,
-    pub condition: String,
-    pub state: AlarmState,
-    pub severity: Severity,
-    pub message: String,
-    pub raised_at: Timestamp,
-    pub arrived_at: Timestamp,
-    /// It arrived so long after it was raised that it is history.
-    pub late: bool,
-    pub returned_at: Option<Timestamp>,
-    pub acknowledged_at: Option<Timestamp>,
-    /// The user's name.
-    pub acknowledged_by: Option<String>,
-    pub comment: Option<String>,
-    pub anomaly_id: Option<Uuid>,
-    /// The sensors that drove it most.
-    pub lead_sensors: Vec<Share>,
 }
 
 /// A word of the database that this version does not know.

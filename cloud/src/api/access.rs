@@ -98,7 +98,29 @@ pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::GET, "/api/v1/anomalies", Access::Role(Role::Viewer)),
     (Method::GET, "/api/v1/anomalies/{id}", Access::At(Role::Viewer, Object::Anomaly)),
     (Method::GET, "/api/v1/alarms", Access::Role(Role::Viewer)),
+    (Method::GET, "/api/v1/alarms/quality", Access::Role(Role::Viewer)),
+    (Method::GET, "/api/v1/alarms/{id}", Access::At(Role::Viewer, Object::Alarm)),
     (Method::POST, "/api/v1/alarms/{id}/acknowledge", Access::At(Role::Operator, Object::Alarm)),
+    (Method::POST, "/api/v1/alarms/{id}/shelve", Access::At(Role::Operator, Object::Alarm)),
+    (Method::POST, "/api/v1/alarms/{id}/out-of-service", Access::At(Role::Supervisor, Object::Alarm)),
+    (Method::GET, "/api/v1/alarm-holds", Access::Role(Role::Viewer)),
+    // Of other holds than shelves, supervisors only: the route looks.
+    (Method::POST, "/api/v1/alarm-holds/{id}/end", Access::At(Role::Operator, Object::AlarmHold)),
+    (Method::POST, "/api/v1/machines/{id}/out-of-service", Access::At(Role::Supervisor, Object::Machine)),
+    (Method::POST, "/api/v1/machines/{id}/maintenance", Access::At(Role::Supervisor, Object::Machine)),
+    (Method::GET, "/api/v1/alarm-rules", Access::Role(Role::Viewer)),
+    (Method::POST, "/api/v1/alarm-rules", Access::Role(Role::Supervisor)),
+    (Method::GET, "/api/v1/alarm-rules/{id}", Access::At(Role::Viewer, Object::AlarmRule)),
+    (Method::PUT, "/api/v1/alarm-rules/{id}", Access::At(Role::Supervisor, Object::AlarmRule)),
+    (Method::DELETE, "/api/v1/alarm-rules/{id}", Access::At(Role::Supervisor, Object::AlarmRule)),
+    (Method::GET, "/api/v1/incidents", Access::Role(Role::Viewer)),
+    (Method::GET, "/api/v1/incidents/{id}", Access::At(Role::Viewer, Object::Incident)),
+    (Method::POST, "/api/v1/incidents/{id}/assign", Access::At(Role::Operator, Object::Incident)),
+    (Method::POST, "/api/v1/incidents/{id}/comments", Access::At(Role::Operator, Object::Incident)),
+    (Method::POST, "/api/v1/incidents/{id}/acknowledge", Access::At(Role::Operator, Object::Incident)),
+    (Method::POST, "/api/v1/incidents/{id}/close", Access::At(Role::Operator, Object::Incident)),
+    (Method::GET, "/api/v1/escalation", Access::Role(Role::Viewer)),
+    (Method::PUT, "/api/v1/escalation", Access::Organisation(Role::Admin)),
     // Its first message carries the token.
     (Method::GET, "/api/v1/live", Access::Open),
     (Method::GET, "/api/v1/audit", Access::Organisation(Role::Admin)),
@@ -343,7 +365,8 @@ pub fn same_origin(headers: &HeaderMap) -> bool {
     matches!((origin, host), (Some(origin), Some(host)) if origin.eq_ignore_ascii_case(host))
 }
 
-fn forbidden() -> ApiError {
+/// The answer to who may not do this.
+pub(super) fn forbidden() -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, "forbidden", "your role may not do this")
 }
 

@@ -19,7 +19,7 @@ use crate::{
         machines::{self, Filter, Labels},
         scoped,
     },
-    views::{Machine, MachineDetail, machine::MergeRefused},
+    views::{Criticality, Machine, MachineDetail, machine::MergeRefused},
 };
 
 const DISPLAY_NAME_CHARS_MAX: usize = 100;
@@ -35,10 +35,26 @@ pub struct LabelsBody {
     display_name: Option<Option<String>>,
     #[serde(default)]
     ignored: Option<bool>,
-    /// Of a machine: the area that it stands in; `null` takes it out.
+}
+
+/// What is left out stays as it is.
+#[allow(clippy::option_option, reason = "`null` and absence are two things")]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MachineLabels {
+    /// `null` takes the name away.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, max_length = 100)]
+    display_name: Option<Option<String>>,
+    #[serde(default)]
+    ignored: Option<bool>,
+    /// The area that it stands in; `null` takes it out.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<Uuid>)]
     area: Option<Option<Uuid>>,
+    /// How much the plant depends on it: its alarms are a step less grave, as they are, or a step graver.
+    #[serde(default)]
+    criticality: Option<Criticality>,
 }
 
 impl LabelsBody {
@@ -50,7 +66,7 @@ impl LabelsBody {
             }
             other => other,
         };
-        Ok(Labels { display_name, ignored: self.ignored, area: self.area })
+        Ok(Labels { display_name, ignored: self.ignored, ..Labels::default() })
     }
 }
 
@@ -103,17 +119,18 @@ pub async fn one(
     detail(&state, &transaction, id).await
 }
 
-/// Rename a machine, or ignore it.
-#[utoipa::path(patch, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = LabelsBody,
+/// Rename a machine, ignore it, say where it stands, or how critical it is.
+#[utoipa::path(patch, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = MachineLabels,
     responses((status = 200, body = MachineDetail), (status = 404)))]
 pub async fn label(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
     if_match: IfMatch,
-    Body(body): Body<LabelsBody>,
+    Body(body): Body<MachineLabels>,
 ) -> Result<Tagged<MachineDetail>, ApiError> {
-    let labels = body.check()?;
+    let MachineLabels { display_name, ignored, area, criticality } = body;
+    let labels = Labels { area, criticality, ..LabelsBody { display_name, ignored }.check()? };
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     check(&state, &transaction, id, &if_match).await?;
@@ -146,9 +163,6 @@ pub async fn label_sensor(
 ) -> Result<Tagged<MachineDetail>, ApiError> {
     let labels = body.check()?;
     let missing = || ApiError::not_found("sensor");
-    if labels.area.is_some() {
-        return Err(ApiError::field("area", "is of machines: a sensor stands where its machine does"));
-    }
     if sensor.contains('\0') {
         return Err(missing());
     }
@@ -202,7 +216,7 @@ async fn detail(state: &ApiState, transaction: &Transaction<'_>, id: Uuid) -> Re
 fn editable(detail: &MachineDetail) -> impl Serialize + use<'_> {
     let machine = &detail.machine;
     let sensors: Vec<_> = detail.sensors.iter().map(|s| (&s.name, &s.display_name, s.ignored)).collect();
-    (&machine.display_name, machine.ignored, machine.area_id, machine.merged_into, sensors)
+    (&machine.display_name, machine.ignored, machine.criticality, machine.area_id, machine.merged_into, sensors)
 }
 
 fn tagged(detail: MachineDetail) -> Tagged<MachineDetail> {

@@ -34,6 +34,7 @@ use crate::{
 
 mod catalog;
 mod records;
+mod rules;
 
 use records::Records;
 

@@ -31,7 +31,7 @@ use crate::{
         objects::{self, Object},
     },
     users::scope::Scope,
-    views::{Alarm, Anomaly, Gateway, MachineLive, MachineState, Patience},
+    views::{Alarm, Anomaly, Gateway, Incident, MachineLive, MachineState, Patience},
 };
 
 /// Messages that a client may be behind.
@@ -56,6 +56,9 @@ pub enum Message {
     },
     Alarm {
         alarm: Box<Alarm>,
+    },
+    Incident {
+        incident: Box<Incident>,
     },
     Anomaly {
         anomaly: Box<Anomaly>,
@@ -137,6 +140,7 @@ impl Feed {
 struct Pending {
     machines: HashSet<Uuid>,
     alarms: HashSet<Uuid>,
+    incidents: HashSet<Uuid>,
     anomalies: HashSet<Uuid>,
     gateways: HashSet<Uuid>,
 }
@@ -146,13 +150,15 @@ impl Pending {
         match change {
             Change::Machine(id) => self.machines.insert(id),
             Change::Alarm(id) => self.alarms.insert(id),
+            Change::Incident(id) => self.incidents.insert(id),
             Change::Anomaly(id) => self.anomalies.insert(id),
             Change::Gateway(id) => self.gateways.insert(id),
         };
     }
 
     fn others(&self) -> bool {
-        !(self.alarms.is_empty() && self.anomalies.is_empty() && self.gateways.is_empty())
+        let Self { alarms, incidents, anomalies, gateways, machines: _ } = self;
+        ![alarms, incidents, anomalies, gateways].iter().all(|ids| ids.is_empty())
     }
 }
 
@@ -271,10 +277,18 @@ impl Hub {
         let ids = some_of(&self.pending.alarms);
         if !ids.is_empty() {
             let sites = objects::sites(&transaction, Object::Alarm, &ids).await?;
-            for alarm in store::alarms_read::by_ids(&transaction, &ids).await? {
+            for alarm in store::alarms_read::by_ids(&transaction, &ids, (self.clock)()).await? {
                 self.feed.tell(&sites, alarm.id, &Message::Alarm { alarm: Box::new(alarm) });
             }
             self.pending.alarms.retain(|id| !ids.contains(id));
+        }
+        let ids = some_of(&self.pending.incidents);
+        if !ids.is_empty() {
+            for incident in store::incidents_read::by_ids(&transaction, &ids).await? {
+                let site = HashMap::from([(incident.id, incident.site_id)]);
+                self.feed.tell(&site, incident.id, &Message::Incident { incident: Box::new(incident) });
+            }
+            self.pending.incidents.retain(|id| !ids.contains(id));
         }
         Ok(())
     }

@@ -2,137 +2,240 @@
 
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
     StoreError,
-    anomalies_read::{SensorNames, sensor_names},
+    alarms::Subject,
     audit::{self, By, Change},
+    holds::{self, in_effect},
     words::Word,
 };
-use crate::views::{Alarm, AlarmState, LEAD_SENSORS_MAX, named_shares};
+use crate::{
+    alarms::{Action, CHATTER_RAISES, ConditionState, Refused, Standing},
+    views::{Alarm, AlarmState, Held, LEAD_SENSORS_MAX, Severity, named_shares},
+};
 
-/// `shown` is the machine that the alarm's machine is shown as.
-const SELECT: &str = "
-    SELECT a.id, a.machine_id AS own_machine_id, shown.id AS machine_id,
-           coalesce(shown.display_name, shown.name) AS machine_name,
-           a.gateway_id, g.name AS gateway_name, a.condition, a.state, a.severity, a.message, a.raised_at, a.arrived_at,
-           a.late, a.returned_at, a.acknowledged_at, u.name AS acknowledged_by, a.comment, a.anomaly_id,
-           anomaly.shares
+/// `shown` is the machine that the alarm's machine is shown as; `held` is of several holds the one that lasts longest.
+/// `$1` is now.
+fn select() -> String {
+    format!(
+        "SELECT a.id, shown.id AS machine_id, coalesce(shown.display_name, shown.name) AS machine_name,
+           a.gateway_id, g.name AS gateway_name, a.condition, a.state AS condition_state, shown_as.state, a.severity, a.message,
+           a.raised_at, a.arrived_at, a.late, a.returned_at, a.acknowledged_at, u.name AS acknowledged_by, a.comment,
+           a.anomaly_id, a.incident_id, a.annunciated_at, a.repeats, anomaly.shares,
+           held.id AS hold_id, held.kind AS hold_kind, held.reason AS hold_reason, holder.name AS hold_by,
+           held.since AS hold_since, held.until AS hold_until, named.positions, named.names
     FROM alarms a
     JOIN gateways g ON g.id = a.gateway_id
     LEFT JOIN machines m ON m.id = a.machine_id
     LEFT JOIN machines shown ON shown.id = coalesce(m.merged_into, m.id)
-    LEFT JOIN users u ON u.id = a.acknowledged_by
-    LEFT JOIN anomalies anomaly ON anomaly.id = a.anomaly_id";
+    LEFT JOIN users u ON u.id = a.acknowledged_by AND a.state <> 'unacknowledged'
+    LEFT JOIN anomalies anomaly ON anomaly.id = a.anomaly_id
+    LEFT JOIN LATERAL (
+        SELECT h.* FROM alarm_holds h WHERE {}
+        ORDER BY array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind), h.until DESC NULLS FIRST LIMIT 1
+    ) held ON a.state <> 'normal'
+    LEFT JOIN users holder ON holder.id = held.created_by
+    LEFT JOIN LATERAL (
+        SELECT array_agg(s.position ORDER BY s.position) AS positions, array_agg(s.name ORDER BY s.position) AS names
+        FROM sensors s WHERE s.machine_id = a.machine_id
+    ) named ON a.anomaly_id IS NOT NULL
+    CROSS JOIN LATERAL (SELECT coalesce(held.kind, a.state) AS state) shown_as",
+        in_effect("$1")
+    )
+}
 
-/// What alarms to list.
+/// The order of a list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The newest first.
+    #[default]
+    RaisedAt,
+    /// The gravest first, and of these the newest.
+    Severity,
+}
+
+/// What the next page begins behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct After {
+    severity: Severity,
+    raised_at: Timestamp,
+    id: Uuid,
+}
+
+impl After {
+    #[must_use]
+    pub fn of(alarm: &Alarm) -> Self {
+        Self { severity: alarm.severity, raised_at: alarm.raised_at, id: alarm.id }
+    }
+}
+
+/// What alarms to list; times are of their raise, `to` exclusive.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// Empty: in any state.
     pub states: Vec<AlarmState>,
     pub machine: Option<Uuid>,
+    pub gateway: Option<Uuid>,
+    pub incident: Option<Uuid>,
+    pub condition: Option<String>,
+    /// This grave or graver.
+    pub severity_min: Option<Severity>,
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+    pub order: Order,
 }
 
-/// Alarms, the newest first, from behind `after`.
-///
-/// # Errors
-/// If the database is away.
+/// Alarms in their order, from behind `after`.
 pub async fn list(
     transaction: &Transaction<'_>,
     filter: &Filter,
-    after: Option<&(Timestamp, Uuid)>,
+    after: Option<&After>,
     limit: i64,
+    now: Timestamp,
 ) -> Result<Vec<Alarm>, StoreError> {
+    let rank = |severity: &str| format!("array_position(ARRAY['low', 'medium', 'high', 'critical'], {severity})");
+    let (key, order) = match filter.order {
+        Order::RaisedAt => {
+            ("(a.raised_at, a.id) < ($10, $11::uuid)".to_owned(), "a.raised_at DESC, a.id DESC".to_owned())
+        }
+        Order::Severity => (
+            format!("({}, a.raised_at, a.id) < ({}, $10, $11::uuid)", rank("a.severity"), rank("$12")),
+            format!("{} DESC, a.raised_at DESC, a.id DESC", rank("a.severity")),
+        ),
+    };
+    // Said in the statement, so that the index of what is open is used.
+    let open = if filter.states.is_empty() || filter.states.contains(&AlarmState::Normal) {
+        ""
+    } else {
+        "AND a.state <> 'normal'"
+    };
     let sql = format!(
-        "{SELECT}
-         WHERE (cardinality($1::text[]) = 0 OR a.state = ANY($1))
-           AND ($2::uuid IS NULL OR m.id = $2 OR m.merged_into = $2)
-           AND ($3::timestamptz IS NULL OR (a.raised_at, a.id) < ($3, $4::uuid))
-         ORDER BY a.raised_at DESC, a.id DESC LIMIT $5"
+        "{}
+         WHERE (cardinality($2::text[]) = 0 OR shown_as.state = ANY($2)) {open}
+           AND ($3::uuid IS NULL OR m.id = $3 OR m.merged_into = $3)
+           AND ($4::uuid IS NULL OR a.gateway_id = $4) AND ($5::uuid IS NULL OR a.incident_id = $5)
+           AND ($6::text IS NULL OR a.condition = $6) AND ($7::text[] IS NULL OR a.severity = ANY($7))
+           AND ($8::timestamptz IS NULL OR a.raised_at >= $8) AND ($9::timestamptz IS NULL OR a.raised_at < $9)
+           AND ($10::timestamptz IS NULL OR $12::text IS NULL OR {key})
+         ORDER BY {order} LIMIT $13",
+        select()
     );
-    let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
+    let states: Vec<AlarmState> = filter.states.clone();
+    let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+    let severities: Option<Vec<&str>> = filter
+        .severity_min
+        .map(|least| Severity::ALL.into_iter().filter(|severity| *severity >= least).map(Severity::as_str).collect());
     let statement = transaction.prepare_cached(&sql).await?;
     let rows = transaction
-        .query(&statement, &[&states, &filter.machine, &after.map(|a| a.0), &after.map(|a| a.1), &limit])
+        .query(
+            &statement,
+            &[
+                &now,
+                &states,
+                &filter.machine,
+                &filter.gateway,
+                &filter.incident,
+                &filter.condition,
+                &severities,
+                &filter.from,
+                &filter.to,
+                &after.map(|after| after.raised_at),
+                &after.map(|after| after.id),
+                &after.map(|after| after.severity.as_str()),
+                &limit,
+            ],
+        )
         .await?;
-    let names = sensor_names(transaction, &rows).await?;
-    rows.iter().map(|row| alarm(row, &names)).collect()
+    rows.iter().map(alarm).collect()
 }
 
 /// These alarms, in no order.
-///
-/// # Errors
-/// If the database is away.
-pub async fn by_ids(transaction: &Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Alarm>, StoreError> {
-    let statement = transaction.prepare_cached(&format!("{SELECT} WHERE a.id = ANY($1)")).await?;
-    let rows = transaction.query(&statement, &[&ids]).await?;
-    let names = sensor_names(transaction, &rows).await?;
-    rows.iter().map(|row| alarm(row, &names)).collect()
+pub async fn by_ids(transaction: &Transaction<'_>, ids: &[Uuid], now: Timestamp) -> Result<Vec<Alarm>, StoreError> {
+    let statement = transaction.prepare_cached(&format!("{} WHERE a.id = ANY($2)", select())).await?;
+    let rows = transaction.query(&statement, &[&now, &ids]).await?;
+    rows.iter().map(alarm).collect()
 }
 
-/// What came of an acknowledgement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Acknowledged {
-    Done,
-    /// Somebody had done it before; nothing was changed.
-    Already,
-    /// The alarm is over.
-    NotPossible,
-    NoSuchAlarm,
+/// What an alarm is of, and where it stands; locked.
+#[derive(Debug, Clone)]
+pub struct Locked {
+    pub site: Uuid,
+    pub comment: Option<String>,
+    pub subject: Subject,
+    pub condition: String,
+    pub standing: Standing,
 }
 
-/// Acknowledges an alarm in a user's name.
-///
-/// # Errors
-/// If the database is away.
+/// An alarm that somebody is about to change.
+pub async fn lock(transaction: &Transaction<'_>, id: Uuid, now: Timestamp) -> Result<Option<Locked>, StoreError> {
+    let row = transaction
+        .query_opt(
+            "SELECT gateway_id, machine_id, condition, state, site_id, comment FROM alarms WHERE id = $1 FOR UPDATE",
+            &[&id],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let subject = Subject { gateway: row.try_get(0)?, machine: row.try_get(1)? };
+    let condition: String = row.try_get(2)?;
+    let Word(state): Word<ConditionState> = row.try_get(3)?;
+    let holds = holds::of(transaction, subject, &condition, now).await?;
+    let standing = Standing { condition: state, holds };
+    Ok(Some(Locked { site: row.try_get(4)?, comment: row.try_get(5)?, subject, condition, standing }))
+}
+
+/// Acknowledges an alarm in a user's name; whether that changed anything, or why it is not possible. `None` if there is
+/// no such alarm.
 pub async fn acknowledge(
     transaction: &Transaction<'_>,
     id: Uuid,
-    user: Uuid,
     comment: Option<&str>,
     by: &By,
     now: Timestamp,
-) -> Result<Acknowledged, StoreError> {
-    let select =
-        transaction.prepare_cached("SELECT state, site_id, comment FROM alarms WHERE id = $1 FOR UPDATE").await?;
-    let Some(row) = transaction.query_opt(&select, &[&id]).await? else {
-        return Ok(Acknowledged::NoSuchAlarm);
+) -> Result<Option<Result<bool, Refused>>, StoreError> {
+    let Some(Locked { standing, site, comment: known, .. }) = lock(transaction, id, now).await? else {
+        return Ok(None);
     };
-    let Word(state): Word<AlarmState> = row.try_get(0)?;
-    let next = match state.acknowledged() {
-        None => return Ok(Acknowledged::NotPossible),
-        Some(next) if next == state => return Ok(Acknowledged::Already),
-        Some(next) => next,
+    let after = match standing.after(Action::Acknowledge) {
+        Err(refused) => return Ok(Some(Err(refused))),
+        Ok(after) if after == standing => return Ok(Some(Ok(false))),
+        Ok(after) => after,
     };
-    let update = transaction
-        .prepare_cached(
+    transaction
+        .execute(
             "UPDATE alarms SET state = $2, acknowledged_at = $3, acknowledged_by = $4, comment = coalesce($5, comment)
              WHERE id = $1",
+            &[&id, &after.condition.as_str(), &now, &by.user, &comment],
         )
         .await?;
-    transaction.execute(&update, &[&id, &next.as_str(), &now, &user, &comment]).await?;
-    let known: Option<String> = row.try_get(2)?;
     let change = Change {
         action: "alarm.acknowledge",
         object: "alarm",
         id: &id.to_string(),
-        site: row.try_get(1)?,
-        before: json!({"state": state.as_str(), "comment": known}),
-        after: json!({"state": next.as_str(), "comment": comment.or(known.as_deref())}),
+        site: Some(site),
+        before: json!({"state": standing.condition.as_str(), "comment": known}),
+        after: json!({"state": after.condition.as_str(), "comment": comment.or(known.as_deref())}),
     };
     audit::write(transaction, by, &change, now).await?;
-    Ok(Acknowledged::Done)
+    Ok(Some(Ok(true)))
 }
 
-fn alarm(row: &Row, names: &SensorNames) -> Result<Alarm, StoreError> {
+fn alarm(row: &Row) -> Result<Alarm, StoreError> {
     let (Word(state), Word(severity)) = (row.try_get("state")?, row.try_get("severity")?);
+    let Word(condition_state) = row.try_get("condition_state")?;
     let shares: Option<Vec<f32>> = row.try_get("shares")?;
-    let names = row.try_get::<_, Option<Uuid>>("own_machine_id")?.and_then(|machine| names.get(&machine));
-    let mut lead_sensors = named_shares(&shares.unwrap_or_default(), names.map_or(&[][..], Vec::as_slice));
+    let positions: Option<Vec<i16>> = row.try_get("positions")?;
+    let names: Option<Vec<String>> = row.try_get("names")?;
+    let names: Vec<(i16, String)> = positions.unwrap_or_default().into_iter().zip(names.unwrap_or_default()).collect();
+    let mut lead_sensors = named_shares(&shares.unwrap_or_default(), &names);
     lead_sensors.truncate(LEAD_SENSORS_MAX);
+    let repeats = row.try_get("repeats")?;
+    let acknowledged_by: Option<String> = row.try_get("acknowledged_by")?;
+    let acknowledged_at: Option<Timestamp> = row.try_get("acknowledged_at")?;
     Ok(Alarm {
         id: row.try_get("id")?,
         machine_id: row.try_get("machine_id")?,
@@ -141,16 +244,36 @@ fn alarm(row: &Row, names: &SensorNames) -> Result<Alarm, StoreError> {
         gateway_name: row.try_get("gateway_name")?,
         condition: row.try_get("condition")?,
         state,
+        condition_state,
+        held: held(row)?,
         severity,
         message: row.try_get("message")?,
         raised_at: row.try_get("raised_at")?,
         arrived_at: row.try_get("arrived_at")?,
         late: row.try_get("late")?,
         returned_at: row.try_get("returned_at")?,
-        acknowledged_at: row.try_get("acknowledged_at")?,
-        acknowledged_by: row.try_get("acknowledged_by")?,
+        // An acknowledgement from before a hold counts no more.
+        acknowledged_at: acknowledged_at.filter(|_| condition_state != ConditionState::Unacknowledged),
+        acknowledged_by,
         comment: row.try_get("comment")?,
         anomaly_id: row.try_get("anomaly_id")?,
+        incident_id: row.try_get("incident_id")?,
+        annunciated_at: row.try_get("annunciated_at")?,
+        repeats,
+        chattering: repeats >= CHATTER_RAISES,
         lead_sensors,
     })
+}
+
+fn held(row: &Row) -> Result<Option<Held>, StoreError> {
+    let Some(id) = row.try_get("hold_id")? else { return Ok(None) };
+    let Word(kind) = row.try_get("hold_kind")?;
+    Ok(Some(Held {
+        id,
+        kind,
+        reason: row.try_get("hold_reason")?,
+        by: row.try_get("hold_by")?,
+        since: row.try_get("hold_since")?,
+        until: row.try_get("hold_until")?,
+    }))
 }

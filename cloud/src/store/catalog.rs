@@ -6,7 +6,7 @@ use deadpool_postgres::Transaction;
 use gemba_shared::telemetry::Catalog;
 use uuid::Uuid;
 
-use super::StoreError;
+use super::{StoreError, words::Word};
 use crate::machines::Known;
 
 /// A machine as an outbox names it.
@@ -19,12 +19,14 @@ pub struct MachineKey {
 
 const SELECT: &str = "
     SELECT machines.gateway_id, wanted.epoch, machines.name, machines.id, machines.key, machines.ignored,
+           coalesce(shown.id, machines.id), coalesce(shown.criticality, machines.criticality),
            coalesce((SELECT array_agg(sensors.name ORDER BY sensors.position) FROM sensors
                      WHERE sensors.machine_id = machines.id), '{}'),
            coalesce(numbered.positions, '{}'),
            CASE WHEN numbered.epoch = wanted.epoch THEN numbered.revision ELSE 0 END
     FROM unnest($1::uuid[], $2::bigint[], $3::text[]) AS wanted (gateway_id, epoch, name)
     JOIN machines ON machines.gateway_id = wanted.gateway_id AND machines.name = wanted.name
+    LEFT JOIN machines AS shown ON shown.id = machines.merged_into
     -- Of this outbox; else of the latest one, for a gateway whose catalog is still to come.
     LEFT JOIN LATERAL (
         SELECT catalogs.epoch, revision, positions FROM catalogs WHERE catalogs.machine_id = machines.id
@@ -47,17 +49,20 @@ pub async fn machines(
     let rows = transaction.query(&select, &[&gateways, &epochs, &names]).await?;
     let read = |row: &tokio_postgres::Row| {
         let key = MachineKey { gateway: row.get(0), epoch: row.get(1), name: row.get(2) };
+        let Word(criticality) = row.try_get(7)?;
         let known = Known {
             id: row.get(3),
             key: row.get(4),
             ignored: row.get(5),
-            sensors: row.get(6),
-            positions: row.get(7),
-            revision: row.get(8),
+            shown: row.get(6),
+            criticality,
+            sensors: row.get(8),
+            positions: row.get(9),
+            revision: row.get(10),
         };
-        (key, known)
+        Ok((key, known))
     };
-    Ok(rows.iter().map(read).collect())
+    rows.iter().map(read).collect()
 }
 
 /// The machine, made if it is not there, locked against other catalogs until the transaction's end.

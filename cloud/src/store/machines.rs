@@ -9,11 +9,12 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    StoreError,
+    StoreError, alarms,
     audit::{self, By, Change},
     gateways_read::enrolment,
     words::Word,
 };
+use crate::alarms::Criticality;
 use crate::views::{
     self, Connection, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
     machine::{GroupSensor, MergeRefused, MergedMachine, Remaining, connection, may_merge, state, union_of_sensors},
@@ -22,6 +23,7 @@ use crate::views::{
 /// One row for each shown machine `m`; `live` is the one of its group that was heard last.
 const SELECT: &str = "
     SELECT m.id, m.gateway_id, g.name AS gateway_name, m.site_id, m.area_id, m.name, m.display_name, m.ignored, m.merged_into,
+           m.criticality,
            m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.detector_note,
            live.remaining_likely_s, live.remaining_low_s, live.remaining_high_s, live.score, live.health_percent,
            live.mode, live.last_reading_at, live.model, live.interval_ms AS live_interval_ms,
@@ -39,6 +41,10 @@ const SELECT: &str = "
     LEFT JOIN LATERAL (
         SELECT a.id, a.severity, a.state FROM alarms a
         WHERE a.state <> 'normal'
+          -- What is shelved, suppressed or out of service is not shown.
+          AND NOT EXISTS (SELECT FROM alarm_holds h WHERE h.subject_id IN (a.machine_id, m.id)
+                          AND (h.condition IS NULL OR h.condition = a.condition)
+                          AND h.ended_at IS NULL AND h.since <= now() AND (h.until IS NULL OR h.until > now()))
           AND a.machine_id IN (SELECT p.id FROM machines p WHERE p.id = m.id OR p.merged_into = m.id)
         ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], a.severity), a.raised_at DESC LIMIT 1
     ) alarm ON true";
@@ -252,6 +258,8 @@ pub struct Labels {
     pub ignored: Option<bool>,
     /// Of a machine: where it stands; `Some(None)` takes it out of its area.
     pub area: Option<Option<Uuid>>,
+    /// Of a machine only.
+    pub criticality: Option<Criticality>,
 }
 
 /// Locks a machine against other changes of people, up to the transaction's end.
@@ -309,6 +317,9 @@ pub async fn label(
         .await?;
     let Some(row) = changed else { return Ok(false) };
     labelled(transaction, &row, ("machine.label", "machine", &id.to_string()), by, now).await?;
+    if let Some(criticality) = labels.criticality {
+        alarms::set_criticality(transaction, id, criticality, by, now).await?;
+    }
     Ok(true)
 }
 
@@ -420,7 +431,7 @@ pub async fn merge(
 
 fn machine(row: &Row, now: Timestamp, patience: Patience) -> Result<Machine, StoreError> {
     let Word(detector) = row.try_get("detector")?;
-    let Word(mode) = row.try_get("mode")?;
+    let (Word(mode), Word(criticality)) = (row.try_get("mode")?, row.try_get("criticality")?);
     let connection = connection_of(row, row.try_get("live_interval_ms")?, now, patience)?;
     let alarm = match row.try_get("alarm_id")? {
         Some(id) => {
@@ -450,6 +461,7 @@ fn machine(row: &Row, now: Timestamp, patience: Patience) -> Result<Machine, Sto
         sensors_count: row.try_get("sensors_count")?,
         ignored: row.try_get("ignored")?,
         merged_into: row.try_get("merged_into")?,
+        criticality,
         alarm,
         model: row.try_get("model")?,
     })

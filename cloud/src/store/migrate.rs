@@ -12,11 +12,12 @@ use super::{
 };
 
 /// Number, name and text of every step, in their order.
-const STEPS: [(i32, &str, &str); 4] = [
+const STEPS: [(i32, &str, &str); 5] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "commands", include_str!("../../migrations/0002_commands.sql")),
     (3, "detection", include_str!("../../migrations/0003_detection.sql")),
     (4, "access", include_str!("../../migrations/0004_access.sql")),
+    (5, "alarms", include_str!("../../migrations/0005_alarms.sql")),
 ];
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).
 const LOCK: i64 = 0x67_65_6d_62_61;

@@ -16,6 +16,9 @@ pub enum Object {
     Machine,
     Anomaly,
     Alarm,
+    AlarmHold,
+    AlarmRule,
+    Incident,
 }
 
 impl Object {
@@ -29,6 +32,9 @@ impl Object {
             Self::Machine => "machine",
             Self::Anomaly => "anomaly",
             Self::Alarm => "alarm",
+            Self::AlarmHold => "hold",
+            Self::AlarmRule => "rule",
+            Self::Incident => "incident",
         }
     }
 
@@ -43,6 +49,9 @@ impl Object {
                 "SELECT a.id, m.site_id FROM anomalies a JOIN machines m ON m.id = a.machine_id WHERE a.id = ANY($1)"
             }
             Self::Alarm => "SELECT id, site_id FROM alarms WHERE id = ANY($1)",
+            Self::AlarmHold => "SELECT id, site_id FROM alarm_holds WHERE id = ANY($1)",
+            Self::AlarmRule => "SELECT id, site_id FROM alarm_rules WHERE id = ANY($1)",
+            Self::Incident => "SELECT id, site_id FROM incidents WHERE id = ANY($1)",
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{AlarmState, GatewayState, Patience, Severity};
+use super::{AlarmState, Criticality, GatewayState, Patience, Severity};
 
 /// A machine is silent after no fewer than so many of its intervals.
 const SILENT_INTERVALS: i64 = 3;
@@ -101,6 +101,8 @@ pub struct Machine {
     pub sensors_count: i64,
     pub ignored: bool,
     pub merged_into: Option<Uuid>,
+    /// How much the plant depends on it; its alarms are as much graver.
+    pub criticality: Criticality,
     pub alarm: Option<MachineAlarm>,
     pub model: String,
 }

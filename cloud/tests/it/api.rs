@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 mod access;
+mod alarms;
 mod conventions;
 mod hostile;
+mod incidents;
 mod isolation;
 mod people;
 mod plant;
+mod rules;
 mod sessions;
 mod stream;
 mod trends;
@@ -55,6 +58,23 @@ pub(crate) struct Plant {
     pub(crate) alarm: Uuid,
     pub(crate) anomaly: Uuid,
     pub(crate) area: Uuid,
+    pub(crate) hold: Uuid,
+    pub(crate) rule: Uuid,
+    pub(crate) incident: Uuid,
+}
+
+impl Plant {
+    /// Makes its rule, unless it is there.
+    pub(crate) fn rule_again(&self) -> String {
+        let Self { site, machine, rule, .. } = self;
+        format!(
+            "INSERT INTO alarm_rules
+                 SELECT '{rule}', s.organisation_id, s.id, '{machine}', 'r', 'flow', 'high', 'mean', 1, 0, 0, 0, 'low', NULL, NULL,
+                        NULL, false, false, now(), u.id, now()
+                 FROM sites s JOIN users u ON u.name = 'keeper-' || s.id WHERE s.id = '{site}' ON CONFLICT DO NOTHING;
+             INSERT INTO alarm_rule_states (rule_id) VALUES ('{rule}') ON CONFLICT DO NOTHING"
+        )
+    }
 }
 
 /// An answer: status, headers, body.
@@ -228,7 +248,23 @@ impl Server {
         self.sql(&format!("UPDATE alarms SET site_id = '{site}' WHERE id = '{alarm}'")).await;
         let client = self.store.client().await.unwrap();
         let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
-        let plant = Plant { site, gateway, machine, alarm, anomaly: row.get(0), area: Uuid::now_v7() };
+        let (hold, rule, incident) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+        let plant = Plant { site, gateway, machine, alarm, anomaly: row.get(0), hold, rule, incident, area: Uuid::now_v7() };
+        self.sql(&format!(
+            "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
+                 SELECT gen_random_uuid(), organisation_id, 'keeper-' || id, 'x', false FROM sites WHERE id = '{site}';
+             INSERT INTO alarm_holds (id, organisation_id, site_id, subject_id, condition, kind, reason, created_at, created_by,
+                                      since, until, begun)
+                 SELECT '{hold}', s.organisation_id, s.id, '{gateway}', 'x', 'shelved', 'x', now(), u.id, now(),
+                        now() + interval '1 hour', true
+                 FROM sites s JOIN users u ON u.name = 'keeper-' || s.id WHERE s.id = '{site}';
+             INSERT INTO incidents (id, organisation_id, site_id, gateway_id, machine_id, severity, opened_at, last_alarm_at)
+                 SELECT '{incident}', organisation_id, id, '{gateway}', '{machine}', 'high', now(), now()
+                 FROM sites WHERE id = '{site}';
+             UPDATE alarms SET incident_id = '{incident}' WHERE id = '{alarm}';"
+        ))
+        .await;
+        self.sql(&plant.rule_again()).await;
         self.add_area(&plant).await;
         plant
     }
@@ -236,7 +272,7 @@ impl Server {
     async fn add_area(&self, plant: &Plant) {
         self.sql(&format!(
             "INSERT INTO areas (id, organisation_id, site_id, kind, name)
-             SELECT '{}', organisation_id, id, 'area', 'hall' FROM sites WHERE id = '{}'",
+             SELECT '{}', organisation_id, id, 'area', 'hall' FROM sites WHERE id = '{}' ON CONFLICT DO NOTHING",
             plant.area, plant.site
         ))
         .await;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod alarms;
 mod api;
 mod broken;
 mod commands;
@@ -9,8 +10,10 @@ mod daemon;
 mod database;
 mod enrolment;
 mod frames;
+mod incidents;
 mod intake;
 mod plant;
 mod promise;
+mod rules;
 mod schema;
 mod tls;

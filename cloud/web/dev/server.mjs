@@ -67,7 +67,7 @@ function machineOf(machine, now) {
   const alarm = [...alarms.values()].find((a) => a.machine_id === machine.id && a.state !== "normal");
   return {
     ...stateOf(machine, now), gateway_id: gateway.id, gateway_name: gateway.name, name: machine.name, display_name: machine.display_name,
-    sensors_count: machine.sensors.length, ignored: machine.ignored, merged_into: machine.merged_into,
+    sensors_count: machine.sensors.length, ignored: machine.ignored, merged_into: machine.merged_into, criticality: "medium",
     alarm: alarm ? { id: alarm.id, severity: alarm.severity, state: alarm.state } : null, model: machine.n % 3 ? "" : "kernel-regression-1",
   };
 }
@@ -123,7 +123,7 @@ function raise(anomaly, now) {
   const lead = anomaly.shares.slice(0, 3);
   return {
     id: anomaly.id.replace("-a000-", "-c000-"), machine_id: machine.id, machine_name: anomaly.machine_name, gateway_id: machineOf(machine, now).gateway_id,
-    gateway_name: machine.gateway, condition: "anomaly", state: "unacknowledged", severity: machine.n === 2 ? "high" : "medium",
+    gateway_name: machine.gateway, condition: "anomaly", state: "unacknowledged", condition_state: "unacknowledged", held: null, incident_id: null, annunciated_at: anomaly.opened_at, repeats: 1, chattering: false, severity: machine.n === 2 ? "high" : "medium",
     message: `Unlike its healthy self, mostly ${lead[0].sensor} and ${lead[1].sensor}`, raised_at: anomaly.opened_at, arrived_at: anomaly.opened_at, late: false,
     returned_at: null, acknowledged_at: null, acknowledged_by: null, comment: null, anomaly_id: anomaly.id, lead_sensors: lead,
   };
@@ -147,7 +147,7 @@ function followAnomalies(now) {
 
 function addHistory() {
   const at = (min) => plant.iso(STARTED - min * 60_000);
-  const base = { returned_at: null, acknowledged_at: null, acknowledged_by: null, comment: null, anomaly_id: null, lead_sensors: [], late: false, machine_id: null, machine_name: null };
+  const base = { condition_state: "unacknowledged", held: null, incident_id: null, annunciated_at: null, repeats: 1, chattering: false, returned_at: null, acknowledged_at: null, acknowledged_by: null, comment: null, anomaly_id: null, lead_sensors: [], late: false, machine_id: null, machine_name: null };
   const [, hallB, utilities] = plant.gateways;
   const press = plant.machines.find((m) => m.name === "line2-press");
   for (const alarm of [
@@ -190,6 +190,8 @@ function answer(method, path, query, body, user) {
     case "GET machines": return page(plant.machines.filter((m) => query.get("include_ignored") === "true" || !m.ignored).map((m) => machineOf(m, now)));
     case "GET machines/*": return detailOf(find(at[1]), now);
     case "GET machines/*/series": return seriesOf(find(at[1]), query, now);
+    case "GET incidents": return page([]);
+    case "GET alarm-holds": return page([]);
     case "GET anomalies": return page(anomalies(query, now));
     case "GET anomalies/*": {
       const found = anomalies(new URLSearchParams({ from: plant.iso(now - 7 * 86_400_000) }), now).find((a) => a.id === at[1]) ?? fail404();

@@ -13,7 +13,7 @@ use gemba_shared::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::Outcome;
+use super::{Outcome, rules};
 use crate::{
     alarms::{self, Severity},
     intake::Settings,
@@ -82,6 +82,9 @@ impl<'a> Records<'a> {
         outcome.counts.summaries = new;
         outcome.counts.summaries_known = self.rows.len() as u64 - new;
         outcome.counts.sensors = self.sensors;
+        let alarms =
+            rules::judge(self.transaction, &self.rows, &self.known, self.settings.late_after, self.now).await?;
+        self.changes.extend(alarms.into_iter().map(Change::Alarm));
         let mut states: Vec<StateRow> = self.states.into_values().collect();
         // The same order everywhere: nobody waits for whom it holds up.
         states.sort_by_key(|row| row.machine);
@@ -210,7 +213,7 @@ impl<'a> Records<'a> {
         self.changes.insert(Change::Anomaly(written.id));
         let subject = Subject { gateway, machine: Some(machine.id) };
         let alarm = if written.closed {
-            end(self.transaction, subject, alarms::ANOMALY, Some(written.id), at).await?
+            end(self.transaction, subject, alarms::ANOMALY, Some(written.id), at, self.now).await?
         } else if machine.ignored {
             None
         } else {
@@ -219,6 +222,7 @@ impl<'a> Records<'a> {
             // is what came in time.
             let raised = Raise {
                 subject,
+                criticality: machine.criticality,
                 condition: alarms::ANOMALY,
                 severity: Severity::of_score(anomaly.score_max),
                 message: &message,
@@ -242,12 +246,13 @@ impl<'a> Records<'a> {
     ) -> Result<(), StoreError> {
         let subject = Subject { gateway, machine: Some(machine.id) };
         let alarm = if !shift.active {
-            end(self.transaction, subject, alarms::NORMAL_SHIFTED, None, at).await?
+            end(self.transaction, subject, alarms::NORMAL_SHIFTED, None, at, self.now).await?
         } else if machine.ignored {
             None
         } else {
             let raised = Raise {
                 subject,
+                criticality: machine.criticality,
                 condition: alarms::NORMAL_SHIFTED,
                 severity: Severity::Low,
                 message: &alarms::shift_message(&shift.shares, |position| machine.sensor(position)),
@@ -274,7 +279,7 @@ impl<'a> Records<'a> {
         let condition = alarms::sensor_fault(&sensor);
         let subject = Subject { gateway, machine: Some(machine.id) };
         let alarm = if !fault.active {
-            end(self.transaction, subject, &condition, None, at).await?
+            end(self.transaction, subject, &condition, None, at, self.now).await?
         } else if machine.ignored {
             None
         } else {
@@ -286,6 +291,7 @@ impl<'a> Records<'a> {
             };
             let raised = Raise {
                 subject,
+                criticality: machine.criticality,
                 condition: &condition,
                 severity: Severity::Low,
                 message: &format!("Sensor {sensor} {what}"),

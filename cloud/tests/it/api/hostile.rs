@@ -163,6 +163,29 @@ async fn tokens_that_are_none() {
     }
 }
 
+/// Lists, and what they can be asked.
+const LISTS: &[(&str, &[&str])] = &[
+    ("/api/v1/gateways", &["limit", "cursor"]),
+    ("/api/v1/machines", &["gateway", "include_ignored", "limit", "cursor"]),
+    ("/api/v1/anomalies", &["machine", "open", "from", "to", "limit", "cursor"]),
+    (
+        "/api/v1/alarms",
+        &["state", "machine", "gateway", "incident", "condition", "severity", "from", "to", "sort", "limit", "cursor"],
+    ),
+    ("/api/v1/incidents", &["open", "machine", "assigned", "severity", "from", "to", "sort", "limit", "cursor"]),
+    ("/api/v1/alarms/quality", &["from", "to", "site", "operators"]),
+    ("/api/v1/alarm-rules", &["machine", "enabled", "limit", "cursor"]),
+    ("/api/v1/alarm-holds", &["machine", "kind", "open", "limit", "cursor"]),
+    ("/api/v1/audit", &["user", "action", "object", "object_id", "site", "from", "to", "limit", "cursor"]),
+    ("/api/v1/audit/export", &["format", "action", "object_id", "from"]),
+    ("/api/v1/users", &["disabled", "limit", "cursor"]),
+    ("/api/v1/api-keys", &["user", "limit", "cursor"]),
+    ("/api/v1/areas", &["site", "limit", "cursor"]),
+    ("/api/v1/sites", &["limit", "cursor"]),
+    ("/api/v1/sessions", &["limit", "cursor"]),
+];
+const SERIES: &[&str] = &["sensor", "from", "to", "points"];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sql_and_noise_in_every_parameter() {
     let server = Server::start().await;
@@ -185,23 +208,10 @@ async fn sql_and_noise_in_every_parameter() {
         "WyItMDA5OTk5LTAxLTAxVDAwOjAwOjAwWiIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd",
         "WyJhXHUwMDAwYiIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd",
     ];
-    let routes = [
-        ("/api/v1/gateways", &["limit", "cursor"][..]),
-        ("/api/v1/machines", &["gateway", "include_ignored", "limit", "cursor"]),
-        ("/api/v1/anomalies", &["machine", "open", "from", "to", "limit", "cursor"]),
-        ("/api/v1/alarms", &["state", "machine", "limit", "cursor"]),
-        ("/api/v1/audit", &["user", "action", "object", "object_id", "site", "from", "to", "limit", "cursor"]),
-        ("/api/v1/audit/export", &["format", "action", "object_id", "from"]),
-        ("/api/v1/users", &["disabled", "limit", "cursor"]),
-        ("/api/v1/api-keys", &["user", "limit", "cursor"]),
-        ("/api/v1/areas", &["site", "limit", "cursor"]),
-        ("/api/v1/sites", &["limit", "cursor"]),
-        ("/api/v1/sessions", &["limit", "cursor"]),
-        (&format!("/api/v1/machines/{machine}/series"), &["sensor", "from", "to", "points"]),
-    ];
+    let series = format!("/api/v1/machines/{machine}/series");
     for value in values {
-        for (path, names) in &routes {
-            for name in *names {
+        for (path, names) in LISTS.iter().map(|(path, names)| (*path, *names)).chain([(series.as_str(), SERIES)]) {
+            for name in names {
                 let answer = server.call("GET", &format!("{path}?{name}={value}"), Some(&token), None).await;
                 assert!(answer.status < 500, "{path}?{name}={value}: {}", answer.body);
             }

@@ -42,7 +42,10 @@ export interface Gateway {
 }
 
 export type Severity = "low" | "medium" | "high" | "critical";
-export type AlarmState = "unacknowledged" | "acknowledged" | "returned_unacknowledged" | "normal";
+export type ConditionState = "unacknowledged" | "acknowledged" | "returned_unacknowledged" | "normal";
+export type HoldKind = "shelved" | "suppressed" | "out_of_service";
+export type AlarmState = ConditionState | HoldKind;
+export type Criticality = "low" | "medium" | "high";
 export type MachineState = "ok" | "anomalous" | "calibrating" | "uncalibrated" | "blind" | "silent" | "gateway_offline";
 export type Detector = "calibrating" | "watching" | "anomalous" | "blind" | "uncalibrated";
 export type Mode = "unknown" | "off" | "idle" | "running";
@@ -78,6 +81,7 @@ export interface Machine extends MachineStatus {
   sensors_count: number;
   ignored: boolean;
   merged_into: string | null;
+  criticality: Criticality;
   alarm: { id: string; severity: Severity; state: AlarmState } | null;
   model: string;
 }
@@ -159,6 +163,9 @@ export interface Alarm {
   gateway_name: string;
   condition: string;
   state: AlarmState;
+  /** Whether the condition is there, whatever holds the alarm back. */
+  condition_state: ConditionState;
+  held: Held | null;
   severity: Severity;
   message: string;
   raised_at: string;
@@ -169,13 +176,75 @@ export interface Alarm {
   acknowledged_by: string | null;
   comment: string | null;
   anomaly_id: string | null;
+  incident_id: string | null;
+  annunciated_at: string | null;
+  repeats: number;
+  chattering: boolean;
   lead_sensors: Share[];
 }
+
+export interface Held {
+  id: string;
+  kind: HoldKind;
+  reason: string;
+  by: string;
+  since: string;
+  until: string | null;
+}
+
+export interface AlarmHold {
+  id: string;
+  subject_id: string;
+  machine_name: string | null;
+  condition: string | null;
+  kind: HoldKind;
+  reason: string;
+  created_at: string;
+  created_by: string;
+  since: string;
+  until: string | null;
+  ended_at: string | null;
+  ended_by: string | null;
+}
+
+export interface Incident {
+  id: string;
+  site_id: string;
+  gateway_id: string;
+  gateway_name: string;
+  machine_id: string | null;
+  machine_name: string | null;
+  severity: Severity;
+  message: string;
+  opened_at: string;
+  last_alarm_at: string;
+  closed_at: string | null;
+  closed_by: string | null;
+  assigned_to_id: string | null;
+  assigned_to: string | null;
+  assigned_at: string | null;
+  paged: boolean;
+  escalated: number;
+  alarms: number;
+  alarms_open: number;
+  alarms_unacknowledged: number;
+  machines: number;
+  comments: number;
+}
+
+export interface IncidentDetail extends Incident {
+  items: Alarm[];
+  thread: { id: string; author: string; written_at: string; text: string }[];
+  notices: { id: string; reason: NoticeReason; severity: Severity; role: Role | null; user: string | null; created_at: string }[];
+}
+
+export type NoticeReason = "opened" | "severity_rose" | "escalated" | "assigned";
 
 export type LiveMessage =
   | { type: "hello" }
   | { type: "machine"; machine: LiveMachine }
   | { type: "alarm"; alarm: Alarm }
+  | { type: "incident"; incident: Incident }
   | { type: "anomaly"; anomaly: Anomaly }
   | { type: "gateway"; gateway: Gateway }
   | { type: "resync" };

@@ -1,6 +1,6 @@
 /** The order of lists. Every comparison ends with something unique, so that rows never change places without a cause. */
 
-import type { Alarm, Machine } from "./contract";
+import type { Alarm, Incident, Machine } from "./contract";
 import { SEVERITIES, STATES, machineTitle } from "./words";
 
 export type MachineColumn = "state" | "name" | "health" | "score" | "reading" | "gateway";
@@ -31,6 +31,17 @@ const COLUMNS: Record<MachineColumn, (a: Machine, b: Machine) => number> = {
 
 const tens = (percent: number | null) => (percent === null ? 11 : Math.floor(percent / 10));
 const readingTime = (machine: Machine) => (machine.last_reading_at === null ? 0 : Date.parse(machine.last_reading_at));
+
+/** Open ones first; then by severity; then the newest. */
+export function sortIncidents(incidents: readonly Incident[]): Incident[] {
+  return [...incidents].sort(
+    (a, b) =>
+      Number(a.closed_at !== null) - Number(b.closed_at !== null) ||
+      (a.closed_at === null ? SEVERITIES.indexOf(a.severity) - SEVERITIES.indexOf(b.severity) : 0) ||
+      Date.parse(b.opened_at) - Date.parse(a.opened_at) ||
+      (a.id < b.id ? 1 : -1),
+  );
+}
 
 /** Those that came while the page was open and wait for an answer first; then by severity; then the newest. */
 export function sortAlarms(alarms: readonly Alarm[], fresh: ReadonlySet<string>): Alarm[] {

@@ -5,11 +5,11 @@
  */
 
 import { SvelteMap, SvelteSet } from "svelte/reactivity";
-import type { Alarm, Anomaly, Gateway, LiveMachine, LiveMessage, Machine } from "./contract";
+import type { Alarm, Anomaly, Gateway, Incident, LiveMachine, LiveMessage, Machine } from "./contract";
 import { explain, wasAborted } from "./http";
 import { type LinkState, LiveFeed } from "./live";
 import { http, session } from "./session.svelte";
-import { alarmSource, worstAlarm } from "./words";
+import { alarmSource, isOpen, worstAlarm } from "./words";
 
 const APPLY_MS = 250;
 /** Something unknown was named: read the lists again, but not at once for each. */
@@ -23,6 +23,7 @@ export type Loading = "loading" | "ready" | "failed";
 class Plant {
   readonly machines = new SvelteMap<string, Machine>();
   readonly alarms = new SvelteMap<string, Alarm>();
+  readonly incidents = new SvelteMap<string, Incident>();
   readonly gateways = new SvelteMap<string, Gateway>();
   /** Alarms that came while the page was open. */
   readonly fresh = new SvelteSet<string>();
@@ -41,7 +42,8 @@ class Plant {
   #again = false;
   #listeners = new Set<Listener>();
 
-  readonly openAlarms = $derived([...this.alarms.values()].filter((alarm) => alarm.state !== "normal"));
+  readonly openAlarms = $derived([...this.alarms.values()].filter((alarm) => isOpen(alarm.state)));
+  readonly openIncidents = $derived([...this.incidents.values()].filter((incident) => incident.closed_at === null));
   readonly waiting = $derived(
     this.openAlarms.filter((a) => a.state === "unacknowledged" || a.state === "returned_unacknowledged").length,
   );
@@ -80,7 +82,7 @@ class Plant {
     this.#apply = this.#reload = undefined;
     this.#pending.clear();
     this.#held = null;
-    for (const map of [this.machines, this.alarms, this.gateways, this.fresh]) map.clear();
+    for (const map of [this.machines, this.alarms, this.incidents, this.gateways, this.fresh]) map.clear();
     this.newest = null;
     this.link = { kind: "connecting" };
   }
@@ -103,14 +105,16 @@ class Plant {
     this.#reload = undefined;
     this.#held ??= [];
     try {
-      const [machines, alarms, gateways] = await Promise.all([
+      const [machines, alarms, incidents, gateways] = await Promise.all([
         http.list<Machine>("/machines", { include_ignored: true }, request.signal),
         http.list<Alarm>("/alarms", { state: "open" }, request.signal),
+        http.list<Incident>("/incidents", { open: true }, request.signal),
         http.list<Gateway>("/gateways", {}, request.signal),
       ]);
       if (request.signal.aborted) return;
       replace(this.machines, machines);
       replace(this.alarms, alarms);
+      replace(this.incidents, incidents);
       replace(this.gateways, gateways);
       this.loading = "ready";
       this.error = "";
@@ -136,6 +140,10 @@ class Plant {
     this.machines.set(machine.id, { ...this.machines.get(machine.id), ...machine });
   }
 
+  putIncident(incident: Incident) {
+    this.incidents.set(incident.id, incident);
+  }
+
   putAlarm(alarm: Alarm) {
     this.alarms.set(alarm.id, alarm);
   }
@@ -158,6 +166,9 @@ class Plant {
         break;
       case "alarm":
         this.#takeAlarm(message.alarm);
+        break;
+      case "incident":
+        this.incidents.set(message.incident.id, message.incident);
         break;
       case "anomaly":
         for (const listener of this.#listeners) listener.anomaly?.(message.anomaly);

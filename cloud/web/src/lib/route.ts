@@ -2,11 +2,14 @@
 
 import { PRESETS, type Range, fixed } from "./range";
 
-export type AlarmFilter = "open" | "unacknowledged" | "all";
+export type AlarmFilter = "open" | "unacknowledged" | "held" | "all";
+export type IncidentFilter = "open" | "mine" | "all";
 export type Route =
   | { page: "machines"; query: string; state: string }
   | { page: "machine"; id: string; range: Range }
   | { page: "alarms"; filter: AlarmFilter }
+  | { page: "incidents"; filter: IncidentFilter }
+  | { page: "incident"; id: string }
   | { page: "gateways" }
   /** With a link's secret. */
   | { page: "password"; secret: string };
@@ -20,7 +23,12 @@ export function parse(hash: string): Route {
   if (page === "machines" && id) return { page: "machine", id: decodeURIComponent(id), range: parseRange(params) };
   if (page === "alarms") {
     const filter = params.get("show");
-    return { page: "alarms", filter: filter === "all" || filter === "unacknowledged" ? filter : "open" };
+    return { page: "alarms", filter: filter === "all" || filter === "unacknowledged" || filter === "held" ? filter : "open" };
+  }
+  if (page === "incidents" && id) return { page: "incident", id: decodeURIComponent(id) };
+  if (page === "incidents") {
+    const filter = params.get("show");
+    return { page: "incidents", filter: filter === "all" || filter === "mine" ? filter : "open" };
   }
   if (page === "password" && id) return { page: "password", secret: id };
   if (page === "gateways") return { page: "gateways" };
@@ -41,11 +49,19 @@ export function format(route: Route): string {
     }
     case "alarms":
       return route.filter === "open" ? "#/alarms" : `#/alarms?show=${route.filter}`;
+    case "incidents":
+      return route.filter === "open" ? "#/incidents" : `#/incidents?show=${route.filter}`;
+    case "incident":
+      return `#/incidents/${encodeURIComponent(route.id)}`;
     case "gateways":
       return "#/gateways";
     case "password":
       return `#/password/${route.secret}`;
   }
+}
+
+export function incidentHref(id: string): string {
+  return format({ page: "incident", id });
 }
 
 export function machineHref(id: string): string {

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
-import type { Alarm, Machine, MachineState, Severity } from "./contract";
-import { compareMachines, sortAlarms } from "./order";
-import { conditionWord, healthTone, machineMatches, remainingWord, stateTone, stateWord, worstAlarm } from "./words";
+import type { Alarm, Incident, Machine, MachineState, Severity } from "./contract";
+import { compareMachines, sortAlarms, sortIncidents } from "./order";
+import { conditionWord, healthTone, incidentSource, machineMatches, noticeWord, remainingWord, stateTone, stateWord, worstAlarm } from "./words";
 
 const NOW = Date.parse("2026-03-01T12:00:00Z");
 
@@ -9,15 +9,15 @@ function machine(over: Partial<Machine>): Machine {
   return {
     id: over.name ?? "m", gateway_id: "g", gateway_name: "hall-a", name: "m", display_name: null, state: "ok", health_percent: 95, score: 0.3,
     detector: "watching", calibration_percent: null, detector_note: null, remaining: null, mode: "running", last_reading_at: "2026-03-01T11:59:59Z", connection: "live",
-    sensors_count: 1, ignored: false, merged_into: null, alarm: null, model: "", ...over,
+    sensors_count: 1, ignored: false, merged_into: null, criticality: "medium", alarm: null, model: "", ...over,
   };
 }
 
 function alarm(id: string, severity: Severity, over: Partial<Alarm> = {}): Alarm {
   return {
-    id, machine_id: "m", machine_name: "m", gateway_id: "g", gateway_name: "hall-a", condition: "anomaly", state: "unacknowledged", severity,
+    id, machine_id: "m", machine_name: "m", gateway_id: "g", gateway_name: "hall-a", condition: "anomaly", state: "unacknowledged", condition_state: "unacknowledged", held: null, severity,
     message: "", raised_at: "2026-03-01T11:00:00Z", arrived_at: "2026-03-01T11:00:00Z", late: false, returned_at: null,
-    acknowledged_at: null, acknowledged_by: null, comment: null, anomaly_id: null, lead_sensors: [], ...over,
+    acknowledged_at: null, acknowledged_by: null, comment: null, anomaly_id: null, incident_id: null, annunciated_at: null, repeats: 1, chattering: false, lead_sensors: [], ...over,
   };
 }
 
@@ -53,7 +53,7 @@ describe("the word of a state", () => {
   });
 
   test("conditions are said in words", () => {
-    expect(["anomaly", "sensor_fault:pressure", "gateway_offline"].map(conditionWord)).toEqual(["Anomaly", "Sensor fault: pressure", "Gateway offline"]);
+    expect(["anomaly", "sensor_fault:pressure", "gateway_offline", "rule:0197-a"].map(conditionWord)).toEqual(["Anomaly", "Sensor fault: pressure", "Gateway offline", "Rule"]);
   });
 });
 
@@ -90,6 +90,32 @@ describe("the order of machines", () => {
   });
 });
 
+describe("incidents", () => {
+  const incident = (id: string, over: Partial<Incident> = {}): Incident => ({
+    id, site_id: "s", gateway_id: "g", gateway_name: "hall-a", machine_id: "m", machine_name: "pump-1", severity: "low", message: "", opened_at: "2026-03-01T11:00:00Z",
+    last_alarm_at: "2026-03-01T11:00:00Z", closed_at: null, closed_by: null, assigned_to_id: null, assigned_to: null, assigned_at: null, paged: true, escalated: 0,
+    alarms: 1, alarms_open: 1, alarms_unacknowledged: 1, machines: 1, comments: 0, ...over,
+  });
+
+  test("stand open ones first, the gravest on top; closed ones by their time", () => {
+    const list = [
+      incident("closed", { severity: "critical", closed_at: "2026-03-01T11:30:00Z" }),
+      incident("low"),
+      incident("high", { severity: "high" }),
+      incident("newer", { opened_at: "2026-03-01T11:59:00Z" }),
+    ];
+    expect(sortIncidents(list).map((i) => i.id).join(" ")).toBe("high newer low closed");
+  });
+
+  test("say where they are, and who was told why", () => {
+    expect(incidentSource(incident("a"))).toBe("pump-1");
+    expect(incidentSource(incident("a", { machines: 3 }))).toBe("pump-1 and 2 more");
+    expect(incidentSource(incident("a", { machine_name: null, machine_id: null, machines: 0 }))).toBe("Gateway hall-a");
+    expect(noticeWord({ reason: "escalated", role: "supervisor", user: null })).toBe("Supervisors were told: nobody had taken it");
+    expect(noticeWord({ reason: "assigned", role: null, user: "anna" })).toBe("Anna was told: it was given to them");
+  });
+});
+
 describe("the order of alarms", () => {
   const ids = (alarms: Alarm[]) => alarms.map((a) => a.id).join(" ");
   const list = [
@@ -114,5 +140,6 @@ describe("the order of alarms", () => {
     expect(worstAlarm(list)?.id).toBe("critical");
     expect(worstAlarm([alarm("a", "high", { state: "acknowledged" }), alarm("b", "high")])?.id).toBe("b");
     expect(worstAlarm([alarm("a", "high", { state: "normal" })])).toBeNull();
+    expect(worstAlarm([alarm("a", "critical", { state: "shelved" }), alarm("b", "low")])?.id).toBe("b");
   });
 });

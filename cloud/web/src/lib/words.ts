@@ -1,13 +1,13 @@
 /** The words, marks and order of states: one place, so that two screens never call one thing by two names. */
 
-import type { Alarm, AlarmState, GatewayState, Machine, MachineState, MachineStatus, Mode, Remaining, Severity } from "./contract";
+import type { Alarm, AlarmState, Criticality, GatewayState, HoldKind, Incident, NoticeReason, Role, Machine, MachineState, MachineStatus, Mode, Remaining, Severity } from "./contract";
 import { duration } from "./time";
 
 /** `calm` is grey: colour is for what is abnormal. */
 export type Tone = "calm" | "muted" | "low" | "medium" | "high" | "critical";
 export type Icon =
   | "ok" | "anomalous" | "calibrating" | "blind" | "silent" | "unlinked"
-  | "low" | "medium" | "high" | "critical" | "bell" | "late" | "check" | "returned" | "search" | "back";
+  | "low" | "medium" | "high" | "critical" | "bell" | "late" | "check" | "returned" | "search" | "back" | "shelf" | "wrench";
 
 export const SEVERITIES: readonly Severity[] = ["critical", "high", "medium", "low"];
 
@@ -23,8 +23,32 @@ export const ALARM_STATE_WORD: Record<AlarmState, string> = {
   unacknowledged: "Unacknowledged",
   acknowledged: "Acknowledged",
   returned_unacknowledged: "Returned, unacknowledged",
+  shelved: "Shelved",
+  suppressed: "Under maintenance",
+  out_of_service: "Out of service",
   normal: "Normal",
 };
+
+export const CRITICALITY_WORD: Record<Criticality, string> = { low: "Low", medium: "Medium", high: "High" };
+
+/** What ends a hold. */
+export const RELEASE_WORD: Record<HoldKind, string> = { shelved: "Unshelve", suppressed: "End maintenance", out_of_service: "Put back in service" };
+
+/** "Operators were told", "Anna was told: nobody had taken it". */
+export function noticeWord(notice: { reason: NoticeReason; role: Role | null; user: string | null }): string {
+  const who = notice.user === null ? `${notice.role ?? "user"}s were told` : `${notice.user} was told`;
+  const why: Record<NoticeReason, string> = { opened: "it began", severity_rose: "it got graver", escalated: "nobody had taken it", assigned: "it was given to them" };
+  return `${who.charAt(0).toUpperCase()}${who.slice(1)}: ${why[notice.reason]}`;
+}
+
+/** Shown as not over: not held back, and not history. */
+export function isOpen(state: AlarmState): boolean {
+  return state === "unacknowledged" || state === "acknowledged" || state === "returned_unacknowledged";
+}
+
+export function isHeld(state: AlarmState): boolean {
+  return state === "shelved" || state === "suppressed" || state === "out_of_service";
+}
 
 export const GATEWAY_STATE_WORD: Record<GatewayState, string> = {
   pending: "Waiting for enrolment",
@@ -122,6 +146,8 @@ export function machineTitle(machine: { name: string; display_name: string | nul
 /** "Anomaly", "Sensor fault: pressure", "Gateway offline". */
 export function conditionWord(condition: string): string {
   const [kind = "", sensor] = condition.split(":", 2);
+  // A rule's name stands in its message.
+  if (kind === "rule") return "Rule";
   const words = kind.replaceAll("_", " ");
   const first = words.charAt(0).toUpperCase() + words.slice(1);
   return sensor ? `${first}: ${sensor}` : first;
@@ -132,6 +158,11 @@ export function alarmSource(alarm: Alarm): string {
   return alarm.machine_name ?? `Gateway ${alarm.gateway_name}`;
 }
 
+export function incidentSource(incident: Incident): string {
+  const first = incident.machine_name ?? `Gateway ${incident.gateway_name}`;
+  return incident.machines > 1 ? `${first} and ${incident.machines - 1} more` : first;
+}
+
 export function needsAcknowledgement(state: AlarmState): boolean {
   return state === "unacknowledged" || state === "returned_unacknowledged";
 }
@@ -140,7 +171,7 @@ export function needsAcknowledgement(state: AlarmState): boolean {
 export function worstAlarm(alarms: readonly Alarm[]): Alarm | null {
   let worst: Alarm | null = null;
   for (const alarm of alarms) {
-    if (alarm.state === "normal") continue;
+    if (!isOpen(alarm.state)) continue;
     if (worst === null || alarmRank(alarm) < alarmRank(worst)) worst = alarm;
   }
   return worst;
