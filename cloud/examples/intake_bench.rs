@@ -1,6 +1,8 @@
 //! How many sensor summaries a second intake stores, beside a raw COPY BINARY of the same rows in the same run.
 //!
-//! `cargo run --release --package gemba-cloud --example intake_bench -- [machines] [intervals]`
+//! `cargo run --release --package gemba-cloud --example intake_bench -- [machines] [intervals] [rules]`
+//!
+//! With `rules`, each machine has so many alarm rules (limits that hold), judged on every interval.
 //!
 //! Signed, compressed frames go through the very code that serves gateways: authentication, decoding, the lane rule, staging,
 //! ON CONFLICT, receipts. PostgreSQL is a private cluster with its default durability. Making the frames is not counted.
@@ -54,20 +56,21 @@ async fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
     let machines = arguments.next().unwrap_or(250);
     let intervals = arguments.next().unwrap_or(800);
+    let rules = arguments.next().unwrap_or(0);
 
     let directory = tempfile::tempdir()?;
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))?;
     let cluster = Cluster::start(&directory.path().join("pg"), Durability::Synced).await?;
     let store = Store::new(cluster.config(), 8)?;
     store.migrate().await?;
-    let measured = measure(&store, machines, intervals).await;
+    let measured = measure(&store, machines, intervals, rules).await;
     store.close();
     cluster.stop().await?;
     writeln!(std::io::stdout().lock(), "{}", measured?)?;
     Ok(())
 }
 
-async fn measure(store: &Store, machines: usize, intervals: usize) -> anyhow::Result<String> {
+async fn measure(store: &Store, machines: usize, intervals: usize, rules: usize) -> anyhow::Result<String> {
     let mut gateways = Vec::new();
     for i in 0..GATEWAYS {
         gateways.push(gateway(store, i, machines / GATEWAYS, intervals).await?);
@@ -79,6 +82,8 @@ async fn measure(store: &Store, machines: usize, intervals: usize) -> anyhow::Re
     let days =
         (0..=2).map(|day| summaries::day(clock::from_wire(start.plus_us(day * 86_400_000_000)).unwrap_or_default()));
     store.make_days(&days.collect()).await?;
+
+    add_rules(store, machines / GATEWAYS, rules).await?;
 
     let before = cpu_seconds();
     let began = Instant::now();
@@ -101,6 +106,25 @@ async fn measure(store: &Store, machines: usize, intervals: usize) -> anyhow::Re
         copied.as_secs_f64(),
         ours / raw,
     ))
+}
+
+/// Makes the machines, each with so many rules.
+async fn add_rules(store: &Store, machines: usize, rules: usize) -> anyhow::Result<()> {
+    let client = store.client().await?;
+    client
+        .batch_execute(&format!(
+            "INSERT INTO machines (id, gateway_id, name)
+                 SELECT gen_random_uuid(), g.id, 'pump-' || n FROM gateways g, generate_series(0, {machines} - 1) n;
+             INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
+                 SELECT gen_random_uuid(), id, 'bench', '-', false FROM organisations;
+             INSERT INTO alarm_rules
+                 SELECT gen_random_uuid(), s.organisation_id, s.id, m.id, 'r', 'sensor-' || (n % {SENSORS}), 'high', 'mean', 1e9, 0, 60, 60,
+                        'low', NULL, NULL, NULL, false, true, now(), u.id, now()
+                 FROM machines m JOIN sites s ON s.id = m.site_id, users u, generate_series(1, {rules}) n;
+             INSERT INTO alarm_rule_states (rule_id) SELECT id FROM alarm_rules"
+        ))
+        .await?;
+    Ok(())
 }
 
 /// Rows stored.

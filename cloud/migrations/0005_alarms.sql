@@ -185,6 +185,7 @@ GRANT SELECT ON alarm_holds, incidents, incident_comments, notices, escalation_s
 GRANT INSERT ON alarm_holds, incident_comments, notices, escalation_steps, alarm_rules, alarm_rule_states TO gemba_app;
 GRANT DELETE ON escalation_steps, alarm_rules TO gemba_app;
 GRANT UPDATE (criticality) ON machines TO gemba_app;
+GRANT UPDATE (time_zone) ON sites TO gemba_app;
 GRANT UPDATE (returned_at, annunciated_at) ON alarms TO gemba_app;
 GRANT UPDATE (begun, ended_at, ended_by) ON alarm_holds TO gemba_app;
 GRANT UPDATE (assigned_to, assigned_at, closed_at, closed_by) ON incidents TO gemba_app;

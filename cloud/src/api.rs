@@ -255,6 +255,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(holds::end))
         .routes(routes!(holds::take_out))
         .routes(routes!(holds::plan))
+        .routes(routes!(rules::time_zone, rules::set_time_zone))
         .routes(routes!(rules::list, rules::add))
         .routes(routes!(rules::one, rules::replace, rules::remove))
         .routes(routes!(incidents::list))

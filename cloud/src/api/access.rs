@@ -113,6 +113,8 @@ pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::GET, "/api/v1/alarm-rules/{id}", Access::At(Role::Viewer, Object::AlarmRule)),
     (Method::PUT, "/api/v1/alarm-rules/{id}", Access::At(Role::Supervisor, Object::AlarmRule)),
     (Method::DELETE, "/api/v1/alarm-rules/{id}", Access::At(Role::Supervisor, Object::AlarmRule)),
+    (Method::GET, "/api/v1/sites/{id}/time-zone", Access::At(Role::Viewer, Object::Site)),
+    (Method::PUT, "/api/v1/sites/{id}/time-zone", Access::At(Role::Supervisor, Object::Site)),
     (Method::GET, "/api/v1/incidents", Access::Role(Role::Viewer)),
     (Method::GET, "/api/v1/incidents/{id}", Access::At(Role::Viewer, Object::Incident)),
     (Method::POST, "/api/v1/incidents/{id}/assign", Access::At(Role::Operator, Object::Incident)),

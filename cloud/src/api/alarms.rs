@@ -65,7 +65,7 @@ pub struct TakingOut {
 #[utoipa::path(get, path = "/alarms", tag = "alarms",
     params(("state" = Option<String>, Query, description = "`open` (the default: what people are shown as not over), `held` \
             (shelved, suppressed or out of service), `all`, or one of the states."),
-        ("machine" = Option<Uuid>, Query), ("gateway" = Option<Uuid>, Query), ("incident" = Option<Uuid>, Query),
+        ("site" = Option<Uuid>, Query), ("machine" = Option<Uuid>, Query), ("gateway" = Option<Uuid>, Query), ("incident" = Option<Uuid>, Query),
         ("condition" = Option<String>, Query),
         ("severity" = Option<Severity>, Query, description = "This grave or graver."),
         ("from" = Option<String>, Query, format = DateTime, description = "Raised at this time or later."),
@@ -80,6 +80,7 @@ pub async fn list(
 ) -> Result<Json<Items<Alarm>>, ApiError> {
     let filter = Filter {
         states: params.one("state", STATES, states).unwrap_or_else(open),
+        site: params.id("site"),
         machine: params.id("machine"),
         gateway: params.id("gateway"),
         incident: params.id("incident"),

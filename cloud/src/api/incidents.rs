@@ -58,7 +58,7 @@ pub struct Escalation {
 
 /// Incidents, the newest first.
 #[utoipa::path(get, path = "/incidents", tag = "incidents",
-    params(("open" = Option<bool>, Query, description = "`true`: not closed."), ("machine" = Option<Uuid>, Query),
+    params(("open" = Option<bool>, Query, description = "`true`: not closed."), ("site" = Option<Uuid>, Query), ("machine" = Option<Uuid>, Query),
         ("assigned" = Option<String>, Query, description = "`me`, `nobody`, or a user's id."),
         ("severity" = Option<Severity>, Query, description = "This grave or graver."),
         ("from" = Option<String>, Query, format = DateTime, description = "Opened at this time or later."),
@@ -74,6 +74,7 @@ pub async fn list(
     let me = caller.user.id;
     let filter = Filter {
         open: params.flag("open"),
+        site: params.id("site"),
         machine: params.id("machine"),
         assigned: params.one("assigned", "me, nobody or a user's id", |text| match text {
             "me" => Some(Assigned::To(me)),

@@ -2,8 +2,8 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use deadpool_postgres::Transaction;
-use jiff::Timestamp;
-use serde::Deserialize;
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -31,6 +31,7 @@ use crate::{
 
 const NAME_CHARS_MAX: usize = 100;
 const SENSOR_CHARS_MAX: usize = 128;
+const TIME_ZONE_BYTES_MAX: usize = 64;
 /// A machine is silent for a minute before a rule may say so: less is how data come.
 const SILENCE_S_MIN: i32 = 60;
 
@@ -127,6 +128,59 @@ impl RuleBody {
             enabled: self.enabled,
         })
     }
+}
+
+/// By whose clocks a site's schedules go.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SiteTimeZone {
+    /// A name of the IANA time zone database, like `Europe/Berlin`.
+    #[schema(max_length = 64)]
+    time_zone: String,
+}
+
+/// By whose clocks a site's schedules go.
+#[utoipa::path(get, path = "/sites/{id}/time-zone", tag = "alarms", params(("id" = Uuid, Path)),
+    responses((status = 200, body = SiteTimeZone), (status = 404)))]
+pub async fn time_zone(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(site): Path<Uuid>,
+) -> Result<Json<SiteTimeZone>, ApiError> {
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let time_zone = rules_edit::time_zone(&transaction, site).await?.ok_or_else(|| ApiError::not_found("site"))?;
+    Ok(Json(SiteTimeZone { time_zone }))
+}
+
+/// Say by whose clocks a site's schedules go.
+#[utoipa::path(put, path = "/sites/{id}/time-zone", tag = "alarms", params(("id" = Uuid, Path)),
+    request_body = SiteTimeZone, responses((status = 200, body = SiteTimeZone), (status = 404)))]
+pub async fn set_time_zone(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(site): Path<Uuid>,
+    Body(body): Body<SiteTimeZone>,
+) -> Result<Json<SiteTimeZone>, ApiError> {
+    let known = body.time_zone.len() <= TIME_ZONE_BYTES_MAX && TimeZone::get(&body.time_zone).is_ok();
+    if !known {
+        return Err(ApiError::field("time_zone", "is no name of the time zone database, like Europe/Berlin"));
+    }
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let before = rules_edit::time_zone(&transaction, site).await?.ok_or_else(|| ApiError::not_found("site"))?;
+    rules_edit::set_time_zone(&transaction, site, &body.time_zone).await?;
+    let change = audit::Change {
+        action: "site.time_zone",
+        object: "site",
+        id: &site.to_string(),
+        site: Some(site),
+        before: json!({"time_zone": before}),
+        after: json!({"time_zone": body.time_zone}),
+    };
+    audit::write(&transaction, &caller.by(), &change, state.now()).await?;
+    transaction.commit().await?;
+    Ok(Json(body))
 }
 
 /// Rules, the newest first.

@@ -79,6 +79,7 @@ impl After {
 pub struct Filter {
     /// Empty: in any state.
     pub states: Vec<AlarmState>,
+    pub site: Option<Uuid>,
     pub machine: Option<Uuid>,
     pub gateway: Option<Uuid>,
     pub incident: Option<Uuid>,
@@ -108,6 +109,12 @@ pub async fn list(
             format!("{} DESC, a.raised_at DESC, a.id DESC", rank("a.severity")),
         ),
     };
+    // Which alarms is decided before anything is joined to them.
+    let held = format!(
+        "(SELECT h.kind FROM alarm_holds h WHERE {}
+          ORDER BY array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind) LIMIT 1)",
+        in_effect("$1")
+    );
     // Said in the statement, so that the index of what is open is used.
     let open = if filter.states.is_empty() || filter.states.contains(&AlarmState::Normal) {
         ""
@@ -116,17 +123,19 @@ pub async fn list(
     };
     let sql = format!(
         "{}
-         WHERE (cardinality($2::text[]) = 0 OR shown_as.state = ANY($2)) {open}
+         WHERE a.id IN (SELECT a.id FROM alarms a LEFT JOIN machines m ON m.id = a.machine_id
+         WHERE (cardinality($2::text[]) = 0 OR CASE WHEN a.state = 'normal' THEN a.state ELSE coalesce({held}, a.state) END = ANY($2))
+           {open} AND ($14::uuid IS NULL OR a.site_id = $14)
            AND ($3::uuid IS NULL OR m.id = $3 OR m.merged_into = $3)
            AND ($4::uuid IS NULL OR a.gateway_id = $4) AND ($5::uuid IS NULL OR a.incident_id = $5)
            AND ($6::text IS NULL OR a.condition = $6) AND ($7::text[] IS NULL OR a.severity = ANY($7))
            AND ($8::timestamptz IS NULL OR a.raised_at >= $8) AND ($9::timestamptz IS NULL OR a.raised_at < $9)
            AND ($10::timestamptz IS NULL OR $12::text IS NULL OR {key})
-         ORDER BY {order} LIMIT $13",
+         ORDER BY {order} LIMIT $13)
+         ORDER BY {order}",
         select()
     );
-    let states: Vec<AlarmState> = filter.states.clone();
-    let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+    let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
     let severities: Option<Vec<&str>> = filter
         .severity_min
         .map(|least| Severity::ALL.into_iter().filter(|severity| *severity >= least).map(Severity::as_str).collect());
@@ -148,6 +157,7 @@ pub async fn list(
                 &after.map(|after| after.id),
                 &after.map(|after| after.severity.as_str()),
                 &limit,
+                &filter.site,
             ],
         )
         .await?;

@@ -77,6 +77,7 @@ pub enum Assigned {
 pub struct Filter {
     /// `Some(true)`: not closed.
     pub open: Option<bool>,
+    pub site: Option<Uuid>,
     pub machine: Option<Uuid>,
     pub assigned: Option<Assigned>,
     pub severity_min: Option<Severity>,
@@ -109,14 +110,16 @@ pub async fn list(
     };
     let sql = format!(
         "{SELECT}
-         WHERE ($1::uuid IS NULL OR EXISTS (
+         WHERE i.id IN (SELECT i.id FROM incidents i
+         WHERE ($11::uuid IS NULL OR i.site_id = $11) AND ($1::uuid IS NULL OR EXISTS (
                    SELECT FROM alarms a LEFT JOIN machines p ON p.id = a.machine_id
                    WHERE a.incident_id = i.id AND $1 IN (a.machine_id, p.merged_into)))
            AND (NOT $2 OR i.assigned_to IS NULL) AND ($3::uuid IS NULL OR i.assigned_to = $3)
            AND ($4::text[] IS NULL OR i.severity = ANY($4))
            AND ($5::timestamptz IS NULL OR i.opened_at >= $5) AND ($6::timestamptz IS NULL OR i.opened_at < $6) {open}
            AND ($8::timestamptz IS NULL OR $10::text IS NULL OR {key})
-         ORDER BY {order} LIMIT $7"
+         ORDER BY {order} LIMIT $7)
+         ORDER BY {order}"
     );
     let statement = transaction.prepare_cached(&sql).await?;
     let severities: Option<Vec<&str>> = filter
@@ -141,6 +144,7 @@ pub async fn list(
                 &after.map(|after| after.opened_at),
                 &after.map(|after| after.id),
                 &after.map(|after| after.severity.as_str()),
+                &filter.site,
             ],
         )
         .await?;

@@ -194,6 +194,18 @@ fn columns(schedule: Option<Schedule>) -> (Option<i16>, Option<i16>, Option<i16>
         .map_or((None, None, None), |schedule| (Some(schedule.days), Some(schedule.from_min), Some(schedule.to_min)))
 }
 
+/// The time zone of a site, by whose clocks schedules go; `None` if there is no such site.
+pub async fn time_zone(transaction: &Transaction<'_>, site: Uuid) -> Result<Option<String>, StoreError> {
+    let row = transaction.query_opt("SELECT time_zone FROM sites WHERE id = $1", &[&site]).await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Sets it.
+pub async fn set_time_zone(transaction: &Transaction<'_>, site: Uuid, name: &str) -> Result<(), StoreError> {
+    transaction.execute("UPDATE sites SET time_zone = $2 WHERE id = $1", &[&site, &name]).await?;
+    Ok(())
+}
+
 /// What rules to list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {

@@ -118,6 +118,8 @@ async fn alarms_are_filtered_sorted_and_paged() {
     assert_eq!(all("severity=high&sort=severity").await, "cch");
     assert_eq!(all(&format!("gateway={gateway}&to={}", now - SignedDuration::from_secs(90))).await, "mhcl");
     assert_eq!(all(&format!("gateway={}", Uuid::now_v7())).await, "");
+    assert_eq!(all("site=00000000-0000-7000-8000-000000000002").await, "lcmhcl");
+    assert_eq!(all(&format!("site={}", Uuid::now_v7())).await, "");
     assert_eq!(server.call("GET", "/api/v1/alarms?sort=name", Some(&token), None).await.status, 422);
 }
 

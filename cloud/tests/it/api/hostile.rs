@@ -172,7 +172,10 @@ const LISTS: &[(&str, &[&str])] = &[
         "/api/v1/alarms",
         &["state", "machine", "gateway", "incident", "condition", "severity", "from", "to", "sort", "limit", "cursor"],
     ),
-    ("/api/v1/incidents", &["open", "machine", "assigned", "severity", "from", "to", "sort", "limit", "cursor"]),
+    (
+        "/api/v1/incidents",
+        &["open", "site", "machine", "assigned", "severity", "from", "to", "sort", "limit", "cursor"],
+    ),
     ("/api/v1/alarms/quality", &["from", "to", "site", "operators"]),
     ("/api/v1/alarm-rules", &["machine", "enabled", "limit", "cursor"]),
     ("/api/v1/alarm-holds", &["machine", "kind", "open", "limit", "cursor"]),

@@ -56,6 +56,23 @@ async fn rules_are_written_changed_and_taken_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_site_says_by_whose_clocks_its_schedules_go() {
+    let server = Server::start().await;
+    let (supervisor, viewer) = (server.user(Role::Supervisor).await, server.user(Role::Viewer).await);
+    let path = "/api/v1/sites/00000000-0000-7000-8000-000000000002/time-zone";
+    assert_eq!(server.get(path, &viewer).await, json!({"time_zone": "UTC"}));
+    let put = async |zone: &str, token: &str| {
+        server.call("PUT", path, Some(token), Some(json!({"time_zone": zone}))).await.status
+    };
+    assert_eq!(put("Europe/Berlin", &viewer).await, 403);
+    for zone in ["", "Mars/Base", "../../etc/passwd", "a\0b", &"x".repeat(65)] {
+        assert_eq!(put(zone, &supervisor).await, 422, "{zone:?}");
+    }
+    assert_eq!(put("Europe/Berlin", &supervisor).await, 200);
+    assert_eq!(server.get(path, &viewer).await, json!({"time_zone": "Europe/Berlin"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rule_that_is_wrong_says_where() {
     let server = Server::start().await;
     let token = server.user(Role::Supervisor).await;
