@@ -118,7 +118,7 @@ impl Params {
         let (found, rest) = std::mem::take(&mut self.pairs).into_iter().partition(|(key, _)| key == name);
         self.pairs = rest;
         let found: Vec<(String, String)> = found;
-        found.into_iter().map(|(_, value)| value).filter(|value| !value.is_empty()).collect()
+        found.into_iter().map(|(_, value)| value).collect()
     }
 
     /// A parameter that may be given once; `expected` says what it should be.
@@ -153,9 +153,13 @@ impl Params {
             text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit))
         });
         let after = self.one("cursor", "what `next_cursor` of the page before said", |text| {
-            serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(text).ok()?).ok()
+            // An empty one begins at the beginning.
+            if text.is_empty() {
+                return Some(None);
+            }
+            serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(text).ok()?).ok().map(Some)
         });
-        Page { limit: usize::from(limit.unwrap_or(LIMIT_DEFAULT)), after }
+        Page { limit: usize::from(limit.unwrap_or(LIMIT_DEFAULT)), after: after.flatten() }
     }
 
     /// To be called when all have been taken out.
@@ -270,7 +274,7 @@ mod tests {
         assert_eq!((bad.id("machine"), bad.id("gateway"), bad.flag("open")), (None, None, None));
         assert_eq!((bad.time("from"), bad.time("to")), (None, None));
         let fields: Vec<String> = bad.errors.iter().map(|error| error.field.clone()).collect();
-        assert_eq!(fields, ["limit", "cursor", "machine", "open", "from", "to"]);
+        assert_eq!(fields, ["limit", "cursor", "machine", "gateway", "open", "from", "to"]);
         assert_eq!(bad.finish().unwrap_err().status(), StatusCode::UNPROCESSABLE_ENTITY);
         let mut twice = params(&[("limit", "1"), ("limit", "2")]);
         twice.page::<u8>();

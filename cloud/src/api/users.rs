@@ -38,7 +38,7 @@ const DISPLAY_NAME_CHARS_MAX: usize = 100;
 /// RFC 5321.
 const EMAIL_CHARS_MAX: usize = 254;
 /// Grants of one user.
-const GRANTS_MAX: usize = 1_000;
+const GRANTS_MAX: usize = 500;
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -52,7 +52,7 @@ pub struct NewUser {
     #[serde(default)]
     #[schema(max_length = 254)]
     email: Option<String>,
-    #[schema(max_items = 1000)]
+    #[schema(max_items = 500)]
     grants: Vec<Grant>,
 }
 
@@ -76,7 +76,7 @@ pub struct UserChange {
 #[serde(deny_unknown_fields)]
 pub struct Grants {
     /// In the place of all that there were.
-    #[schema(max_items = 1000)]
+    #[schema(max_items = 500)]
     grants: Vec<Grant>,
 }
 
