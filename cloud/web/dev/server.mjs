@@ -156,6 +156,67 @@ function addHistory() {
   ]) alarms.set(alarm.id, alarm);
 }
 
+// Incidents gather the alarms of a machine; holds keep an alarm back.
+
+const said = new Map();
+const incidentId = (alarm) => plant.id("d", Number.parseInt((alarm.machine_id ?? alarm.gateway_id).slice(-4), 16));
+
+function incidentsNow() {
+  const grouped = new Map();
+  for (const alarm of alarms.values()) if (!alarm.late) grouped.set(incidentId(alarm), [...(grouped.get(incidentId(alarm)) ?? []), alarm]);
+  return [...grouped].map(([id, items]) => {
+    const rank = (a) => ["low", "medium", "high", "critical"].indexOf(a.severity);
+    const sorted = items.toSorted((a, b) => b.raised_at.localeCompare(a.raised_at));
+    const first = sorted.at(-1);
+    for (const alarm of items) alarm.incident_id = id;
+    const notes = said.get(id) ?? { thread: [], assigned: null, closed: null };
+    said.set(id, notes);
+    const opened = sorted.filter((a) => a.condition_state !== "normal" && a.state !== "normal");
+    return {
+      id, site_id: plant.id("e", 1), gateway_id: first.gateway_id, gateway_name: first.gateway_name, machine_id: first.machine_id, machine_name: first.machine_name,
+      severity: items.toSorted((a, b) => rank(b) - rank(a))[0].severity, message: first.message, opened_at: first.raised_at, last_alarm_at: sorted[0].raised_at,
+      closed_at: notes.closed?.at ?? null, closed_by: notes.closed?.by ?? null, assigned_to_id: notes.assigned?.id ?? null, assigned_to: notes.assigned?.name ?? null, assigned_at: null,
+      paged: true, escalated: 0, alarms: items.length, alarms_open: opened.length, alarms_unacknowledged: opened.filter((a) => a.state.endsWith("unacknowledged")).length,
+      machines: first.machine_id ? 1 : 0, comments: notes.thread.length,
+      detail: { items: sorted, thread: notes.thread, notices: [{ id: plant.id("f", 1), reason: "opened", severity: first.severity, role: "operator", user: null, created_at: first.raised_at }] },
+    };
+  });
+}
+
+function incidentOf(id) {
+  const { detail, ...incident } = incidentsNow().find((i) => i.id === id) ?? fail404();
+  return { ...incident, ...detail };
+}
+
+function changeIncident(id, user, what, body, now) {
+  need(user, ["operator", "supervisor", "admin"]);
+  const notes = incidentOf(id) && said.get(id);
+  if (what === "assign") notes.assigned = body.user === null ? null : user;
+  if (what === "comments") notes.thread.push({ id: randomUUID(), author: user.name, written_at: plant.iso(now), text: body.text });
+  if (what === "close") notes.closed = { at: plant.iso(now), by: user.name };
+  if (what === "acknowledge") for (const alarm of incidentOf(id).items) if (alarm.state === "unacknowledged") Object.assign(alarm, { state: "acknowledged", acknowledged_at: plant.iso(now), acknowledged_by: user.name });
+  const { items: _i, thread: _t, notices: _n, ...incident } = incidentOf(id);
+  broadcast([{ type: "incident", incident }]);
+  return incidentOf(id);
+}
+
+function holdAlarm(id, user, kind, reason, until, now) {
+  need(user, kind === "shelved" ? ["operator", "supervisor", "admin"] : ["supervisor", "admin"]);
+  const alarm = [...alarms.values()].find((a) => a.id === id) ?? fail404();
+  if (alarm.state === "normal") throw new Refusal(409, "over", "The alarm is over");
+  alarm.condition_state = alarm.state;
+  Object.assign(alarm, { state: kind, held: { id: randomUUID(), kind, reason, by: user.name, since: plant.iso(now), until } });
+  broadcast([{ type: "alarm", alarm }]);
+  return alarm;
+}
+
+function releaseAlarm(hold) {
+  const alarm = [...alarms.values()].find((a) => a.held?.id === hold) ?? fail404();
+  Object.assign(alarm, { state: "unacknowledged", held: null });
+  broadcast([{ type: "alarm", alarm }]);
+  return { id: hold };
+}
+
 // HTTP.
 
 const page = (items) => ({ items, next_cursor: null });
@@ -190,7 +251,13 @@ function answer(method, path, query, body, user) {
     case "GET machines": return page(plant.machines.filter((m) => query.get("include_ignored") === "true" || !m.ignored).map((m) => machineOf(m, now)));
     case "GET machines/*": return detailOf(find(at[1]), now);
     case "GET machines/*/series": return seriesOf(find(at[1]), query, now);
-    case "GET incidents": return page([]);
+    case "GET incidents": return page(incidentsNow().map(({ detail: _, ...incident }) => incident).filter((i) => query.get("open") !== "true" || i.closed_at === null));
+    case "GET incidents/*": return incidentOf(at[1]);
+    case "POST incidents/*/assign": case "POST incidents/*/comments": case "POST incidents/*/acknowledge": case "POST incidents/*/close":
+      return changeIncident(at[1], user, at[2], body, now);
+    case "POST alarms/*/shelve": return holdAlarm(at[1], user, "shelved", body.reason, plant.iso(now + body.for_s * 1_000), now);
+    case "POST alarms/*/out-of-service": return holdAlarm(at[1], user, "out_of_service", body.reason, body.until ?? null, now);
+    case "POST alarm-holds/*/end": return releaseAlarm(at[1]);
     case "GET alarm-holds": return page([]);
     case "GET anomalies": return page(anomalies(query, now));
     case "GET anomalies/*": {
@@ -199,7 +266,8 @@ function answer(method, path, query, body, user) {
     }
     case "GET alarms": {
       const state = query.get("state") ?? "open";
-      const fits = (a) => state === "all" || (state === "open" ? a.state !== "normal" : a.state === state);
+      const held = (a) => a.held !== null;
+      const fits = (a) => state === "all" || (state === "open" ? a.state !== "normal" && !held(a) : state === "held" ? held(a) : a.state === state);
       return page([...alarms.values()].filter(fits).sort((a, b) => b.raised_at.localeCompare(a.raised_at)).slice(0, 200));
     }
     case "PATCH machines/*": {
