@@ -23,6 +23,7 @@ pub mod incidents;
 pub mod incidents_read;
 pub mod lanes;
 pub mod machines;
+pub mod machines_label;
 pub mod migrate;
 pub mod objects;
 pub mod pool;

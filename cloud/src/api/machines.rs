@@ -16,7 +16,8 @@ use super::{
 use crate::{
     live::Change,
     store::{
-        machines::{self, Filter, Labels},
+        machines::{self, Filter},
+        machines_label::{self, Labels},
         scoped,
     },
     views::{Criticality, Machine, MachineDetail, machine::MergeRefused},
@@ -135,11 +136,11 @@ pub async fn label(
     let transaction = scoped(&mut client, &caller.scope).await?;
     check(&state, &transaction, id, &if_match).await?;
     if let Some(Some(area)) = labels.area
-        && !machines::may_stand_in(&transaction, id, area).await?
+        && !machines_label::may_stand_in(&transaction, id, area).await?
     {
         return Err(ApiError::field("area", "is none of the machine's site"));
     }
-    if !machines::label(&transaction, id, &labels, &caller.by(), state.now()).await? {
+    if !machines_label::label(&transaction, id, &labels, &caller.by(), state.now()).await? {
         return Err(ApiError::not_found("machine"));
     }
     let found = detail(&state, &transaction, id).await?;
@@ -169,7 +170,7 @@ pub async fn label_sensor(
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     check(&state, &transaction, id, &if_match).await?;
-    if !machines::label_sensor(&transaction, id, &sensor, &labels, &caller.by(), state.now()).await? {
+    if !machines_label::label_sensor(&transaction, id, &sensor, &labels, &caller.by(), state.now()).await? {
         return Err(missing());
     }
     let found = detail(&state, &transaction, id).await?;
@@ -194,7 +195,7 @@ pub async fn merge(
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     check(&state, &transaction, id, &if_match).await?;
-    match machines::merge(&transaction, id, body.into, &caller.by(), state.now()).await? {
+    match machines_label::merge(&transaction, id, body.into, &caller.by(), state.now()).await? {
         None => return Err(ApiError::not_found("machine")),
         Some(Err(refused @ MergeRefused::NoTarget)) => return Err(ApiError::field("into", refused)),
         Some(Err(refused)) => return Err(ApiError::conflict("not_mergeable", refused)),
@@ -229,7 +230,7 @@ async fn check(state: &ApiState, transaction: &Transaction<'_>, id: Uuid, if_mat
     if !if_match.is_given() {
         return Ok(());
     }
-    machines::lock(transaction, id).await?;
+    machines_label::lock(transaction, id).await?;
     let found = machines::detail(transaction, id, state.now(), state.patience()).await?;
     if_match.check(&editable(&found.ok_or_else(|| ApiError::not_found("machine"))?))
 }

@@ -17,7 +17,7 @@ use nix::{
 use super::{Durability, PORT, USER};
 
 /// The oldest PostgreSQL that the migrations are written for.
-const VERSION_MIN: u32 = 14;
+const VERSION_MIN: u32 = 15;
 
 /// As whom the server runs.
 #[derive(Debug)]

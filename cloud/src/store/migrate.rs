@@ -19,6 +19,7 @@ const STEPS: [(i32, &str, &str); 5] = [
     (4, "access", include_str!("../../migrations/0004_access.sql")),
     (5, "alarms", include_str!("../../migrations/0005_alarms.sql")),
 ];
+const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).
 const LOCK: i64 = 0x67_65_6d_62_61;
 
@@ -27,6 +28,10 @@ const LOCK: i64 = 0x67_65_6d_62_61;
 pub enum MigrateError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(
+        "the database is PostgreSQL {0}: {VERSION_MIN} or newer is needed (views with the rights of who reads them)"
+    )]
+    TooOld(i32),
     #[error(transparent)]
     Role(#[from] RoleError),
     #[error("migration {number} ({name}) failed and changed nothing")]
@@ -78,6 +83,11 @@ impl Store {
 }
 
 async fn apply(client: &mut deadpool_postgres::Client) -> Result<Vec<i32>, MigrateError> {
+    let version = "SELECT current_setting('server_version_num')::integer / 10000";
+    let version: i32 = client.query_one(version, &[]).await.map_err(StoreError::from)?.get(0);
+    if version < VERSION_MIN {
+        return Err(MigrateError::TooOld(version));
+    }
     ensure_role(client).await?;
     client
         .batch_execute(

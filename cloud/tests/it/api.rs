@@ -249,7 +249,8 @@ impl Server {
         let client = self.store.client().await.unwrap();
         let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
         let (hold, rule, incident) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
-        let plant = Plant { site, gateway, machine, alarm, anomaly: row.get(0), hold, rule, incident, area: Uuid::now_v7() };
+        let plant =
+            Plant { site, gateway, machine, alarm, anomaly: row.get(0), hold, rule, incident, area: Uuid::now_v7() };
         self.sql(&format!(
             "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
                  SELECT gen_random_uuid(), organisation_id, 'keeper-' || id, 'x', false FROM sites WHERE id = '{site}';

@@ -95,8 +95,16 @@ async fn no_table_shows_what_is_not_in_scope() {
         .map(|row| (row.get(0), row.get(1), row.get(2)))
         .collect();
     // What belongs to an organisation as a whole, and what to a site: rows seen from the first site, the second, the other's.
-    let organisations =
-        BTreeSet::from(["organisations", "users", "grants", "audit", "sessions", "api_keys", "password_links", "escalation_steps"]);
+    let organisations = BTreeSet::from([
+        "organisations",
+        "users",
+        "grants",
+        "audit",
+        "sessions",
+        "api_keys",
+        "password_links",
+        "escalation_steps",
+    ]);
     let mut seen = BTreeSet::new();
     for (table, secured, granted) in &tables {
         if !granted {
