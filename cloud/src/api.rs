@@ -11,6 +11,7 @@ pub mod api_keys;
 pub mod areas;
 pub mod audit;
 pub mod commands;
+pub mod deliveries;
 pub mod document;
 pub mod enroll;
 pub mod etag;
@@ -22,6 +23,7 @@ pub mod holds;
 pub mod incidents;
 pub mod live;
 pub mod machines;
+pub mod notifications;
 pub mod problem;
 pub mod quality;
 pub mod rules;
@@ -30,6 +32,7 @@ pub mod session;
 pub mod sessions;
 pub mod sites;
 pub mod users;
+pub mod webhooks;
 
 use std::{
     sync::Arc,
@@ -52,6 +55,7 @@ use uuid::Uuid;
 use self::problem::ApiError;
 use crate::{
     live::{Change, Changes, hub::Feed},
+    notifications::{address::Policy, signature::Secrets},
     store::{self, Store},
     users::{
         passwords::Passwords,
@@ -93,6 +97,15 @@ struct Inner {
     live_clients: Arc<Semaphore>,
     /// Trends read at a time: intake needs connections as well.
     trends: Semaphore,
+    notifications: Notifying,
+}
+
+/// What the routes of notifications need to know.
+struct Notifying {
+    /// E-mails are sent.
+    mail: bool,
+    policy: Policy,
+    secrets: Secrets,
 }
 
 /// What [`ApiState`] is made of.
@@ -110,6 +123,10 @@ pub struct Parts {
     pub requests_per_s: u32,
     /// How browsers reach the server: where links lead, and whether cookies are for HTTPS only.
     pub url: String,
+    /// Whether e-mails are sent.
+    pub mail: bool,
+    /// Where webhooks may lead.
+    pub webhook_policy: Policy,
     /// Why the daemon is not ready, besides the database; for `/readyz`.
     pub not_ready: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
@@ -131,6 +148,8 @@ impl ApiState {
     #[must_use]
     pub fn new(parts: Parts, cloud: &SigningKey) -> Self {
         let rates = Rates::new(parts.requests_per_s);
+        let notifications =
+            Notifying { mail: parts.mail, policy: parts.webhook_policy.clone(), secrets: Secrets::new(cloud) };
         Self(Arc::new(Inner {
             parts,
             tokens: Tokens::new(cloud),
@@ -141,6 +160,7 @@ impl ApiState {
             rates,
             live_clients: Arc::new(Semaphore::new(LIVE_CLIENTS_MAX)),
             trends: Semaphore::new(TRENDS_MAX),
+            notifications,
         }))
     }
 
@@ -205,6 +225,10 @@ impl ApiState {
         &self.0.parts.feed
     }
 
+    fn notifications(&self) -> &Notifying {
+        &self.0.notifications
+    }
+
     fn tell(&self, change: Change) {
         // An error says that nobody watches, which is no fault.
         drop(self.0.parts.changes.send(change));
@@ -265,6 +289,13 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(incidents::acknowledge))
         .routes(routes!(incidents::close))
         .routes(routes!(incidents::escalation, incidents::set_escalation))
+        .routes(routes!(notifications::get, notifications::put))
+        .routes(routes!(webhooks::list, webhooks::add))
+        .routes(routes!(webhooks::one, webhooks::change, webhooks::delete))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::retry))
         .routes(routes!(live::open))
         .routes(routes!(document::serve));
     OpenApiRouter::new()

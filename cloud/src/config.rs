@@ -11,6 +11,10 @@ use std::{
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de};
 
+pub mod notifications;
+
+pub use notifications::Notifications;
+
 /// The exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 78;
 
@@ -27,6 +31,7 @@ pub struct Config {
     pub http: Http,
     pub mqtt: Mqtt,
     pub alarms: Alarms,
+    pub notifications: Notifications,
 }
 
 impl Default for Config {
@@ -39,6 +44,7 @@ impl Default for Config {
             http: Http::default(),
             mqtt: Mqtt::default(),
             alarms: Alarms::default(),
+            notifications: Notifications::default(),
         }
     }
 }
@@ -77,6 +83,13 @@ impl Http {
             let scheme = if self.certificate_file.is_some() { "https" } else { "http" };
             format!("{scheme}://{}", reachable(self.listen))
         })
+    }
+
+    /// The URL of the page for links, without a slash at its end; `address` is the one that it listens on in fact.
+    #[must_use]
+    pub fn page(&self, address: SocketAddr) -> String {
+        let here = Self { listen: address, ..self.clone() };
+        here.url().trim_end_matches('/').to_owned()
     }
 }
 
@@ -296,6 +309,7 @@ impl Config {
         if self.http.listen == self.mqtt.listen && self.http.listen.port() != 0 && self.mqtt.url.is_none() {
             faults.push(("mqtt", "listen", "the web page listens there already (http.listen)".into()));
         }
+        faults.extend(self.notifications.faults());
         faults
     }
 
@@ -309,7 +323,8 @@ impl Config {
             &mut self.mqtt.ca_file,
             &mut self.database_ca_file,
         ];
-        for path in paths.into_iter().flatten().chain(std::iter::once(&mut self.data_dir)) {
+        let paths = paths.into_iter().flatten().chain(self.notifications.paths());
+        for path in paths.chain(std::iter::once(&mut self.data_dir)) {
             *path = base.join(&path);
         }
     }
@@ -356,7 +371,8 @@ fn reachable(address: SocketAddr) -> String {
     }
 }
 
-fn hostname() -> Option<String> {
+/// Of this machine.
+pub(crate) fn hostname() -> Option<String> {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     let name = name.trim();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
@@ -409,6 +425,14 @@ mod tests {
         refused("[mqtt]\nlisten = \"127.0.0.1:8080\"\n", 2, &["mqtt.listen", "http.listen"]);
         refused("database_connections_max = 1\n", 1, &["database_connections_max", "4 to 200"]);
         refused("data_dir = \n", 1, &["data_dir"]);
+        refused("[notifications]\nemails_per_hour = 0\n", 2, &["emails_per_hour", "1 to 100000"]);
+        let smtp = "[notifications.smtp]\nhost = \"mail\"\n";
+        refused(smtp, 1, &["from"]);
+        refused(&format!("{smtp}from = \"nobody\"\n"), 3, &["from"]);
+        refused(&format!("{smtp}from = \"a@b.example\"\ntls = \"ssl\"\n"), 4, &["tls", "starttls"]);
+        refused(&format!("{smtp}from = \"a@b.example\"\nusername = \"x\"\n"), 4, &["password_file"]);
+        let url = "[notifications.smtp]\nhost = \"smtp://mail\"\nfrom = \"a@b.example\"\n";
+        refused(url, 2, &["host", "without a scheme"]);
     }
 
     #[test]

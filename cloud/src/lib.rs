@@ -14,11 +14,14 @@ pub mod incidents;
 pub mod machines;
 pub mod views;
 pub mod series;
+pub mod notifications;
+pub mod mail;
 
 pub mod cluster;
 pub mod store;
 pub mod live;
 pub mod intake;
+pub mod deliver;
 pub mod enrolment;
 pub mod api;
 pub mod web;

@@ -14,6 +14,13 @@ pub struct Reason {
     pub reason: &'static str,
 }
 
+/// How an attempt at a delivery ended: sent, failed (there will be another), dead or skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DeliveryEnd {
+    pub channel: &'static str,
+    pub outcome: &'static str,
+}
+
 /// All counters of the daemon.
 pub struct Metrics {
     registry: Registry,
@@ -47,6 +54,11 @@ pub struct Metrics {
     pub mqtt_denied: Family<Reason, Counter>,
     pub enrolments: Counter,
     pub enrolments_refused: Family<Reason, Counter>,
+    pub deliveries: Family<DeliveryEnd, Counter>,
+    /// To be sent, or to be tried again.
+    pub deliveries_waiting: Gauge,
+    /// Given up, and still to be looked at.
+    pub deliveries_dead: Gauge,
 }
 
 impl fmt::Debug for Metrics {
@@ -79,6 +91,9 @@ impl Default for Metrics {
             mqtt_denied: Family::default(),
             enrolments: Counter::default(),
             enrolments_refused: Family::default(),
+            deliveries: Family::default(),
+            deliveries_waiting: Gauge::default(),
+            deliveries_dead: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -112,6 +127,9 @@ impl Metrics {
         r.register("mqtt_denied", "MQTT clients that were not let in, by reason", self.mqtt_denied.clone());
         r.register("enrolments", "Gateways enrolled", self.enrolments.clone());
         r.register("enrolments_refused", "Enrolments refused, by reason", self.enrolments_refused.clone());
+        r.register("deliveries", "Attempts to deliver notifications, by channel and outcome", self.deliveries.clone());
+        r.register("deliveries_waiting", "Deliveries to be sent or tried again", self.deliveries_waiting.clone());
+        r.register("deliveries_dead", "Deliveries that were given up", self.deliveries_dead.clone());
     }
 
     /// The page for Prometheus.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     path::Path,
     sync::{
         Arc,
@@ -25,6 +26,7 @@ use crate::{
     api::{self, ApiState},
     clock,
     config::Config,
+    deliver,
     enrolment::{Enrolments, Offer},
     intake::{self, ANSWERS_MAX, Answer, Intake},
     keys::Keys,
@@ -33,6 +35,7 @@ use crate::{
         hub::{Feed, Hub},
     },
     metrics::Metrics,
+    notifications::address::Policy,
     store::{Store, migrate::MigrateError, summaries},
     views::Patience,
     web::site,
@@ -40,11 +43,13 @@ use crate::{
 
 pub mod alarms;
 pub mod database;
+pub mod deliveries;
 pub mod external;
 pub mod gateways;
 pub mod web;
 
 use database::Database;
+use deliveries::Deliveries;
 use external::External;
 use gateways::Port;
 
@@ -153,7 +158,7 @@ impl Link {
         }
     }
 
-    fn addresses(&self) -> &[std::net::SocketAddr] {
+    fn addresses(&self) -> &[SocketAddr] {
         match self {
             Self::Own(port) => port.gate.addresses(),
             Self::External(_) => &[],
@@ -173,6 +178,7 @@ struct Daemon {
     metrics: Arc<Metrics>,
     changes: Changes,
     stopping: Arc<AtomicBool>,
+    deliveries: Deliveries,
 }
 
 impl Daemon {
@@ -195,6 +201,7 @@ impl Daemon {
             metrics,
             changes: broadcast::channel(CHANGES_MAX).0,
             stopping: Arc::default(),
+            deliveries: Deliveries::open(config)?,
         })
     }
 
@@ -230,7 +237,14 @@ impl Daemon {
             Ok("live")
         });
         let address = listener.address();
-        let app = self.app(feed);
+        let policy = self.deliveries.policy(self.link.addresses().iter().copied().chain([address]));
+        let parts = self.deliveries.parts(&self.store, &self.metrics, &self.keys.signing, &policy, address)?;
+        let cancel = last.clone();
+        tasks.spawn(async move {
+            deliver::run(Arc::new(parts), cancel).await;
+            Ok("deliveries")
+        });
+        let app = self.app(feed, policy);
         let cancel = last.clone();
         tasks.spawn(async move { web::serve(listener, app, cancel).await.map(|()| "web") });
 
@@ -309,7 +323,7 @@ impl Daemon {
         }
     }
 
-    fn app(&self, feed: Feed) -> axum::Router {
+    fn app(&self, feed: Feed, webhook_policy: Policy) -> axum::Router {
         let enrolments = Enrolments {
             store: self.store.clone(),
             signing: self.keys.signing.clone(),
@@ -328,6 +342,8 @@ impl Daemon {
             url: self.url.clone(),
             requests_per_s: self.requests_per_s,
             metrics: Box::new(move || page.page()),
+            mail: self.deliveries.mail(),
+            webhook_policy,
             not_ready: Box::new(move || {
                 if stopping.load(Ordering::Relaxed) {
                     Some("the daemon is stopping".into())

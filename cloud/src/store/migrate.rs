@@ -12,12 +12,13 @@ use super::{
 };
 
 /// Number, name and text of every step, in their order.
-const STEPS: [(i32, &str, &str); 5] = [
+const STEPS: [(i32, &str, &str); 6] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "commands", include_str!("../../migrations/0002_commands.sql")),
     (3, "detection", include_str!("../../migrations/0003_detection.sql")),
     (4, "access", include_str!("../../migrations/0004_access.sql")),
     (5, "alarms", include_str!("../../migrations/0005_alarms.sql")),
+    (6, "notifications", include_str!("../../migrations/0006_notifications.sql")),
 ];
 const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).

@@ -19,6 +19,7 @@ pub enum Object {
     AlarmHold,
     AlarmRule,
     Incident,
+    Delivery,
 }
 
 impl Object {
@@ -35,6 +36,7 @@ impl Object {
             Self::AlarmHold => "hold",
             Self::AlarmRule => "rule",
             Self::Incident => "incident",
+            Self::Delivery => "delivery",
         }
     }
 
@@ -52,6 +54,8 @@ impl Object {
             Self::AlarmHold => "SELECT id, site_id FROM alarm_holds WHERE id = ANY($1)",
             Self::AlarmRule => "SELECT id, site_id FROM alarm_rules WHERE id = ANY($1)",
             Self::Incident => "SELECT id, site_id FROM incidents WHERE id = ANY($1)",
+            // A test belongs to no site.
+            Self::Delivery => "SELECT id, site_id FROM deliveries WHERE id = ANY($1) AND site_id IS NOT NULL",
         }
     }
 }

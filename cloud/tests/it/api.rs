@@ -7,6 +7,7 @@ mod conventions;
 mod hostile;
 mod incidents;
 mod isolation;
+mod notifications;
 mod people;
 mod plant;
 mod rules;
@@ -22,6 +23,7 @@ use gemba_cloud::{
     api::{self, ApiState, Parts},
     clock,
     live::{CHANGES_MAX, Change, Changes, hub},
+    notifications::address::Policy,
     store::{Store, users},
     users::{
         Role,
@@ -61,6 +63,8 @@ pub(crate) struct Plant {
     pub(crate) hold: Uuid,
     pub(crate) rule: Uuid,
     pub(crate) incident: Uuid,
+    /// Given up, of an e-mail to nobody in particular.
+    pub(crate) delivery: Uuid,
 }
 
 impl Plant {
@@ -114,6 +118,8 @@ impl Server {
             url: "http://gemba.test/".to_owned(),
             requests_per_s,
             metrics: Box::new(|| "# EOF\n".to_owned()),
+            mail: true,
+            webhook_policy: Policy { private: true, own_ports: vec![1] },
             not_ready: Box::new(|| None),
         };
         let site = web::site(api::router(ApiState::new(parts, &key), Router::new()));
@@ -249,8 +255,8 @@ impl Server {
         let client = self.store.client().await.unwrap();
         let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
         let (hold, rule, incident) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
-        let plant =
-            Plant { site, gateway, machine, alarm, anomaly: row.get(0), hold, rule, incident, area: Uuid::now_v7() };
+        let (anomaly, area, delivery) = (row.get(0), Uuid::now_v7(), self.delivery(site).await);
+        let plant = Plant { site, gateway, machine, alarm, anomaly, area, hold, rule, incident, delivery };
         self.sql(&format!(
             "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
                  SELECT gen_random_uuid(), organisation_id, 'keeper-' || id, 'x', false FROM sites WHERE id = '{site}';
@@ -268,6 +274,23 @@ impl Server {
         self.sql(&plant.rule_again()).await;
         self.add_area(&plant).await;
         plant
+    }
+
+    /// A delivery that was given up, to a user who was disabled.
+    async fn delivery(&self, site: Uuid) -> Uuid {
+        let (id, user) = (Uuid::now_v7(), Uuid::now_v7());
+        self.sql(&format!(
+            "INSERT INTO users (id, organisation_id, name, must_change_password, disabled_at)
+                 SELECT '{user}', organisation_id, 'left-{}', false, now() FROM sites WHERE id = '{site}';
+             INSERT INTO deliveries (id, organisation_id, site_id, kind, channel, user_id, recipient, state, content, not_before,
+                                     created_at)
+                 SELECT '{id}', organisation_id, id, 'notice', 'email', '{user}', 'left@example.com', 'dead',
+                        '{{\"test\": {{\"webhook\": \"x\"}}}}', now(), now()
+                 FROM sites WHERE id = '{site}'",
+            user.simple()
+        ))
+        .await;
+        id
     }
 
     async fn add_area(&self, plant: &Plant) {

@@ -25,14 +25,14 @@ use crate::plant::{Gateway, ago, catalog, summaries, summary};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    http: SocketAddr,
+    pub(crate) http: SocketAddr,
     mqtt: SocketAddr,
 }
 
 impl Daemon {
-    fn start(config: &Path) -> Self {
+    pub(crate) fn start(config: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_gemba-cloud"))
             .args(["serve", "--log", "json", "--config"])
             .arg(config)
@@ -57,7 +57,12 @@ impl Daemon {
         Self { http: address(&ready["http"]), mqtt: address(&ready["mqtt"]), child }
     }
 
-    fn stop(mut self) {
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    pub(crate) fn stop(mut self) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
         assert!(self.child.wait().expect("it ends").success());

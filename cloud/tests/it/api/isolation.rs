@@ -76,7 +76,12 @@ async fn no_table_shows_what_is_not_in_scope() {
                      SELECT gen_random_uuid(), id, organisation_id, site_id, 'opened', severity, 'operator', now()
                      FROM incidents WHERE site_id = '{0}';
                  INSERT INTO escalation_steps
-                     SELECT organisation_id, 1, 60, 'admin', 'low' FROM sites WHERE id = '{0}' ON CONFLICT DO NOTHING",
+                     SELECT organisation_id, 1, 60, 'admin', 'low' FROM sites WHERE id = '{0}' ON CONFLICT DO NOTHING;
+                 INSERT INTO webhooks (id, organisation_id, name, url, severity_min, enabled, created_at, updated_at)
+                     SELECT gen_random_uuid(), organisation_id, id, 'https://example.com', 'low', true, now(), now()
+                     FROM sites WHERE id = '{0}';
+                 INSERT INTO notification_choices (user_id, organisation_id, email, severity_min, critical_passes, updated_at)
+                     SELECT id, organisation_id, true, 'low', true, now() FROM users WHERE name = 'user-{0}'",
                 plant.site, plant.gateway
             ))
             .await;
@@ -104,6 +109,8 @@ async fn no_table_shows_what_is_not_in_scope() {
         "api_keys",
         "password_links",
         "escalation_steps",
+        "webhooks",
+        "notification_choices",
     ]);
     let mut seen = BTreeSet::new();
     for (table, secured, granted) in &tables {
@@ -125,7 +132,7 @@ async fn no_table_shows_what_is_not_in_scope() {
         }
         seen.insert(table.as_str());
     }
-    assert!(seen.is_superset(&organisations) && seen.len() >= 23, "{seen:?}");
+    assert!(seen.is_superset(&organisations) && seen.len() >= 26, "{seen:?}");
     // Without a scope nothing is visible, and nothing of the daemon's own can be touched.
     let transaction = client.transaction().await.unwrap();
     transaction.batch_execute("SET LOCAL ROLE gemba_app").await.unwrap();
@@ -149,6 +156,7 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         ("UPDATE alarm_rule_states SET told = false", 1),
         ("UPDATE incidents SET closed_at = now()", 1),
         ("DELETE FROM alarm_rules", 1),
+        ("UPDATE deliveries SET state = 'waiting'", 1),
     ] {
         let scope = world.scope(1);
         let transaction = scoped(&mut client, &scope).await.unwrap();
@@ -182,6 +190,14 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         "SELECT * FROM token_keys".to_owned(),
         "SELECT hash FROM api_keys".to_owned(),
         "SELECT hash FROM password_links".to_owned(),
+        "SELECT * FROM notices_planned".to_owned(),
+        "UPDATE deliveries SET recipient = 'me'".to_owned(),
+        "DELETE FROM deliveries".to_owned(),
+        format!(
+            "INSERT INTO webhooks (id, organisation_id, name, url, severity_min, enabled, created_at, updated_at)
+                 VALUES (gen_random_uuid(), '{}', 'mine', 'https://example.com', 'low', true, now(), now())",
+            world.foreign
+        ),
         "DELETE FROM machines".to_owned(),
         "UPDATE machines SET site_id = site_id".to_owned(),
         "TRUNCATE audit".to_owned(),
@@ -294,6 +310,7 @@ fn concrete(path: &str, object: Object, plant: &Plant) -> String {
         Object::AlarmHold => plant.hold,
         Object::AlarmRule => plant.rule,
         Object::Incident => plant.incident,
+        Object::Delivery => plant.delivery,
     };
     path.replace("{id}", &id.to_string()).replace("{name}", "flow")
 }
