@@ -1,5 +1,7 @@
 //! Alarms as they are shown, and their acknowledgement.
 
+use std::collections::HashMap;
+
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -122,8 +124,7 @@ pub async fn list(
         "AND a.state <> 'normal'"
     };
     let sql = format!(
-        "{}
-         WHERE a.id IN (SELECT a.id FROM alarms a LEFT JOIN machines m ON m.id = a.machine_id
+        "SELECT a.id FROM alarms a LEFT JOIN machines m ON m.id = a.machine_id
          WHERE (cardinality($2::text[]) = 0 OR CASE WHEN a.state = 'normal' THEN a.state ELSE coalesce({held}, a.state) END = ANY($2))
            {open} AND ($14::uuid IS NULL OR a.site_id = $14)
            AND ($3::uuid IS NULL OR m.id = $3 OR m.merged_into = $3)
@@ -131,9 +132,7 @@ pub async fn list(
            AND ($6::text IS NULL OR a.condition = $6) AND ($7::text[] IS NULL OR a.severity = ANY($7))
            AND ($8::timestamptz IS NULL OR a.raised_at >= $8) AND ($9::timestamptz IS NULL OR a.raised_at < $9)
            AND ($10::timestamptz IS NULL OR $12::text IS NULL OR {key})
-         ORDER BY {order} LIMIT $13)
-         ORDER BY {order}",
-        select()
+         ORDER BY {order} LIMIT $13"
     );
     let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
     let severities: Option<Vec<&str>> = filter
@@ -161,7 +160,10 @@ pub async fn list(
             ],
         )
         .await?;
-    rows.iter().map(alarm).collect()
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    let mut found: HashMap<Uuid, Alarm> =
+        by_ids(transaction, &ids, now).await?.into_iter().map(|alarm| (alarm.id, alarm)).collect();
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }
 
 /// These alarms, in no order.

@@ -1,5 +1,7 @@
 //! Incidents as they are shown, and what people do to them.
 
+use std::collections::HashMap;
+
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -109,8 +111,7 @@ pub async fn list(
         None => "",
     };
     let sql = format!(
-        "{SELECT}
-         WHERE i.id IN (SELECT i.id FROM incidents i
+        "SELECT i.id FROM incidents i
          WHERE ($11::uuid IS NULL OR i.site_id = $11) AND ($1::uuid IS NULL OR EXISTS (
                    SELECT FROM alarms a LEFT JOIN machines p ON p.id = a.machine_id
                    WHERE a.incident_id = i.id AND $1 IN (a.machine_id, p.merged_into)))
@@ -118,8 +119,7 @@ pub async fn list(
            AND ($4::text[] IS NULL OR i.severity = ANY($4))
            AND ($5::timestamptz IS NULL OR i.opened_at >= $5) AND ($6::timestamptz IS NULL OR i.opened_at < $6) {open}
            AND ($8::timestamptz IS NULL OR $10::text IS NULL OR {key})
-         ORDER BY {order} LIMIT $7)
-         ORDER BY {order}"
+         ORDER BY {order} LIMIT $7"
     );
     let statement = transaction.prepare_cached(&sql).await?;
     let severities: Option<Vec<&str>> = filter
@@ -148,7 +148,11 @@ pub async fn list(
             ],
         )
         .await?;
-    rows.iter().map(incident).collect()
+    // Which incidents is decided before anything is joined to them.
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    let mut found: HashMap<Uuid, Incident> =
+        by_ids(transaction, &ids).await?.into_iter().map(|incident| (incident.id, incident)).collect();
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }
 
 /// These incidents, in no order.

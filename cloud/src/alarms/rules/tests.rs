@@ -1,3 +1,5 @@
+//! Tables of intervals, and what a rule makes of them.
+
 use super::*;
 
 const T0: i64 = 1_800_000_000;

@@ -89,6 +89,20 @@ async fn a_machine_goes_out_of_service_and_under_maintenance_only_by_supervisors
     let critical = json!({"criticality": "high"});
     let answer = server.call("PATCH", &format!("/api/v1/machines/{machine}"), Some(&supervisor), Some(critical)).await;
     assert_eq!((answer.status, &answer.body["criticality"]), (200, &json!("high")), "{}", answer.body);
+    let rule =
+        json!({"machine": machine, "name": "r", "sensor": "flow", "kind": "high", "threshold": 1.0, "severity": "low"});
+    let (_, rule) = server.post("/api/v1/alarm-rules", &supervisor, rule).await;
+    let rule = format!("/api/v1/alarm-rules/{}", rule["id"].as_str().unwrap());
+    server.call("DELETE", &rule, Some(&supervisor), None).await;
+
+    // All of it is written down.
+    let admin = server.user(Role::Admin).await;
+    let audit = server.get("/api/v1/audit", &admin).await;
+    let actions: Vec<&str> = audit["items"].as_array().unwrap().iter().map(|i| i["action"].as_str().unwrap()).collect();
+    let expected =
+        ["rule.remove", "rule.add", "machine.criticality", "hold.place", "hold.place", "hold.end", "hold.place"];
+    assert_eq!(actions, expected);
+    assert_eq!(audit["items"][6]["after"]["reason"], "gearbox is out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
