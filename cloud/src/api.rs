@@ -13,8 +13,10 @@ pub mod audit;
 pub mod commands;
 pub mod deliveries;
 pub mod document;
+pub mod energy;
 pub mod enroll;
 pub mod etag;
+pub mod export;
 pub mod extract;
 pub mod gateways;
 pub mod health;
@@ -80,6 +82,8 @@ const KEYS_AGAIN: Duration = Duration::from_secs(1);
 pub const LIVE_CLIENTS_MAX: usize = 2_000;
 /// Trends read from the database at a time; others wait, up to their deadline.
 pub const TRENDS_MAX: usize = 4;
+/// Exports under way at a time; who comes then is asked to come later.
+pub const EXPORTS_MAX: usize = 4;
 
 /// What the routes stand on.
 #[derive(Clone)]
@@ -97,6 +101,7 @@ struct Inner {
     live_clients: Arc<Semaphore>,
     /// Trends read at a time: intake needs connections as well.
     trends: Semaphore,
+    exports: Arc<Semaphore>,
     notifications: Notifying,
 }
 
@@ -161,6 +166,7 @@ impl ApiState {
             live_clients: Arc::new(Semaphore::new(LIVE_CLIENTS_MAX)),
             trends: Semaphore::new(TRENDS_MAX),
             notifications,
+            exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
         }))
     }
 
@@ -265,6 +271,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(machines::label_sensor))
         .routes(routes!(machines::merge))
         .routes(routes!(series::read))
+        .routes(routes!(energy::read))
+        .routes(routes!(export::read))
         .routes(routes!(anomalies::list))
         .routes(routes!(anomalies::one))
         .routes(routes!(alarms::list))

@@ -19,6 +19,7 @@ mod access;
 
 use self::access::{Organisation, Site, TokenKey, User};
 use crate::{
+    backup::{self, Reach},
     clock,
     config::{Config, EXIT_CONFIG},
     enrolment,
@@ -73,6 +74,15 @@ enum Command {
     Gateway(Gateway),
     /// Print the `OpenAPI` document of the web API.
     Openapi,
+    /// Write the database and the cloud's keys into a new directory; the daemon may run meanwhile.
+    Backup { directory: PathBuf },
+    /// Put a backup in the place of the database and the cloud's keys; no daemon may run meanwhile.
+    Restore {
+        directory: PathBuf,
+        /// Also when the database has data, which is lost.
+        #[arg(long)]
+        overwrite: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -186,9 +196,34 @@ fn say(text: &str) -> anyhow::Result<()> {
 /// Commands beside the daemon: they use the private cluster while it runs, and start it while it does not.
 async fn with_database(command: Command, config: Config) -> anyhow::Result<()> {
     let database = Database::open(&config).await?;
-    let result = carry_out(command, &config, &database.store).await;
+    let result = match command {
+        Command::Backup { directory } => back_up(&config, &database, &directory).await,
+        Command::Restore { directory, overwrite } => restore(&config, &database, &directory, overwrite).await,
+        command => carry_out(command, &config, &database.store).await,
+    };
     let closed = database.close().await;
     result.and(closed)
+}
+
+async fn back_up(config: &Config, database: &Database, directory: &Path) -> anyhow::Result<()> {
+    database.store.check_schema().await?;
+    // A cloud that never ran has none.
+    Keys::open(&config.data_dir)?;
+    backup::make(&reach(config, database), &config.data_dir, directory, clock::now()).await?;
+    say(&format!(
+        "{} has the database and the cloud's keys: keep it where nobody else can read it.",
+        directory.display()
+    ))
+}
+
+async fn restore(config: &Config, database: &Database, directory: &Path, overwrite: bool) -> anyhow::Result<()> {
+    let note =
+        backup::restore(&reach(config, database), &database.store, &config.data_dir, directory, overwrite).await?;
+    say(&format!("Restored the database and the keys of {:.0} (gemba-cloud {}).", note.made_at, note.version))
+}
+
+fn reach<'a>(config: &'a Config, database: &'a Database) -> Reach<'a> {
+    Reach { database: database.config(), ca_file: config.database_ca_file.as_deref() }
 }
 
 async fn carry_out(command: Command, config: &Config, store: &Store) -> anyhow::Result<()> {

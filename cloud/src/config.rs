@@ -32,6 +32,7 @@ pub struct Config {
     pub mqtt: Mqtt,
     pub alarms: Alarms,
     pub notifications: Notifications,
+    pub history: History,
 }
 
 impl Default for Config {
@@ -45,6 +46,7 @@ impl Default for Config {
             mqtt: Mqtt::default(),
             alarms: Alarms::default(),
             notifications: Notifications::default(),
+            history: History::default(),
         }
     }
 }
@@ -181,6 +183,21 @@ impl Default for Alarms {
             silent_after: SignedDuration::from_secs(60),
             late_after: SignedDuration::from_mins(15),
         }
+    }
+}
+
+/// What becomes of the past. How long it is kept is a setting of each organisation, in the database.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct History {
+    /// The intervals of a day are packed when the day has been over, and nothing has come for it, for so long.
+    #[serde(deserialize_with = "duration")]
+    pub pack_after: SignedDuration,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { pack_after: SignedDuration::from_hours(6) }
     }
 }
 

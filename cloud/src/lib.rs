@@ -12,13 +12,17 @@ pub mod users;
 pub mod alarms;
 pub mod incidents;
 pub mod machines;
+pub mod history;
 pub mod views;
 pub mod series;
 pub mod notifications;
 pub mod mail;
+pub mod energy;
+pub mod export;
 
 pub mod cluster;
 pub mod store;
+pub mod backup;
 pub mod live;
 pub mod intake;
 pub mod deliver;

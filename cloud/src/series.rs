@@ -4,10 +4,15 @@
 //! that zooming and scrolling give the same buckets. All series of a response share one time axis; `null` stands
 //! where there was nothing, so that a chart shows the hole. The database groups rows into [`Cell`]s; here the cells
 //! of the machines that are shown as one are put together.
+//!
+//! Wide buckets are read from hours and days, and are whole hours or days then; so are narrow ones where the intervals
+//! are no longer kept. Extremes are exact at every level, up to the range's end.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::history::{DAY_MS, HOUR_MS, Level, Segment, floor as floor_at, segments};
 
 pub const POINTS_MIN: u32 = 10;
 pub const POINTS_MAX: u32 = 5_000;
@@ -27,19 +32,45 @@ pub enum BadRange {
     TooLong,
 }
 
+/// From when on intervals and hours are kept, where coarser rows are older.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    intervals_from: Option<Timestamp>,
+    hours_from: Option<Timestamp>,
+}
+
+impl Kept {
+    /// Of the first interval, hour and day that there are.
+    #[must_use]
+    pub fn new(interval: Option<Timestamp>, hour: Option<Timestamp>, day: Option<Timestamp>) -> Self {
+        // Whether coarser rows begin before the one that has the first finer one.
+        let older = |coarse: Option<Timestamp>, fine: Option<Timestamp>, ms| {
+            coarse.is_some_and(|coarse| fine.is_none_or(|fine| coarse < floor_at(fine, ms)))
+        };
+        let from = |older: bool, fine: Option<Timestamp>| older.then(|| fine.unwrap_or(Timestamp::MAX));
+        Self {
+            intervals_from: from(older(hour, interval, HOUR_MS) || older(day, interval, DAY_MS), interval),
+            hours_from: from(older(day, hour, DAY_MS), hour),
+        }
+    }
+}
+
 /// Where the buckets of a request lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     pub from: Timestamp,
     pub to: Timestamp,
+    pub level: Level,
     pub bucket_ms: i64,
     /// The start of the first bucket, milliseconds since 1970: at or before `from`.
     pub first_ms: i64,
     pub buckets: usize,
+    points: i64,
 }
 
 impl Plan {
-    /// At most `points` buckets from `from` to `to`, exclusive; none shorter than `interval_ms`.
+    /// At most `points` buckets from `from` to `to`, exclusive; none shorter than `interval_ms`. Buckets that would be longer than
+    /// half an hour are whole hours, and those longer than half a day whole days.
     ///
     /// # Errors
     /// If the range is empty or too long.
@@ -51,16 +82,53 @@ impl Plan {
             return Err(BadRange::TooLong);
         }
         let points = i64::from(points.clamp(POINTS_MIN, POINTS_MAX));
-        let interval_ms = i64::from(interval_ms.max(1));
-        let (from_ms, to_ms) = (from.as_millisecond(), ceil_div(to.as_microsecond(), 1_000));
-        let intervals = ceil_div(ceil_div(to_ms - from_ms, points), interval_ms).max(1);
-        let mut bucket_ms = intervals * interval_ms;
-        // Whole buckets may be one more than the range's share.
-        while buckets(from_ms, to_ms, bucket_ms) > points {
-            bucket_ms += interval_ms;
+        let plan = Self { from, to, level: Level::Interval, bucket_ms: 0, first_ms: 0, buckets: 0, points };
+        let mut plan = plan.of(Level::Interval, i64::from(interval_ms.max(1)));
+        for (level, ms) in [(Level::Hour, HOUR_MS), (Level::Day, DAY_MS)] {
+            if plan.bucket_ms * 2 > ms {
+                plan = plan.of(level, ms);
+            }
         }
-        let count = usize::try_from(buckets(from_ms, to_ms, bucket_ms)).map_err(|_| BadRange::Empty)?;
-        Ok(Self { from, to, bucket_ms, first_ms: floor(from_ms, bucket_ms), buckets: count })
+        Ok(plan)
+    }
+
+    /// The plan with buckets that are multiples of `unit_ms`.
+    fn of(self, level: Level, unit_ms: i64) -> Self {
+        let (from_ms, to_ms) = (self.from.as_millisecond(), ceil_div(self.to.as_microsecond(), 1_000));
+        let units = ceil_div(ceil_div(to_ms - from_ms, self.points), unit_ms).max(1);
+        let mut bucket_ms = units * unit_ms;
+        // Whole buckets may be one more than the range's share.
+        while buckets(from_ms, to_ms, bucket_ms) > self.points {
+            bucket_ms += unit_ms;
+        }
+        let count = usize::try_from(buckets(from_ms, to_ms, bucket_ms)).unwrap_or_default();
+        Self { level, bucket_ms, first_ms: floor(from_ms, bucket_ms), buckets: count, ..self }
+    }
+
+    /// The plan at a level that reaches back to its beginning.
+    #[must_use]
+    pub fn within(self, kept: &Kept) -> Self {
+        let lacks = |from: Option<Timestamp>| from.is_some_and(|from| self.from < from);
+        match self.level {
+            _ if self.level < Level::Day && lacks(kept.hours_from) => self.of(Level::Day, DAY_MS),
+            Level::Interval if lacks(kept.intervals_from) => self.of(Level::Hour, HOUR_MS),
+            _ => self,
+        }
+    }
+
+    /// What is to be read: whole rows of the level, and the range's end more finely where that is kept.
+    #[must_use]
+    pub fn segments(&self, kept: &Kept) -> Vec<Segment> {
+        let lacks = |from: Option<Timestamp>, ms| from.is_some_and(|from| floor_at(self.to, ms) < from);
+        let finest = if lacks(kept.hours_from, DAY_MS) {
+            Level::Day
+        } else if lacks(kept.intervals_from, HOUR_MS) {
+            Level::Hour
+        } else {
+            Level::Interval
+        };
+        let first = Timestamp::from_millisecond(self.first_ms).unwrap_or(self.from);
+        segments(first, self.to, self.level, finest.min(self.level))
     }
 
     /// How many points `sensors` sensors may have.
@@ -231,6 +299,43 @@ mod tests {
             let plan = Plan::new(ms(from), ms(from + range_ms), points, interval_ms).unwrap();
             assert_eq!(plan.bucket_ms, bucket_ms, "{range_ms} {points} {interval_ms}");
         }
+    }
+
+    #[test]
+    fn wide_buckets_are_hours_and_days() {
+        let (hour, day) = (HOUR_MS, DAY_MS);
+        for (range_ms, points, level, bucket_ms) in [
+            (30 * day, 5_000, Level::Interval, 520_000),
+            (30 * day, 1_000, Level::Hour, hour),
+            (30 * day, 100, Level::Hour, 8 * hour),
+            (30 * day, 10, Level::Day, 4 * day),
+            (365 * day, 500, Level::Day, day),
+        ] {
+            let from = 1_790_000_000_000;
+            let plan = Plan::new(ms(from), ms(from + range_ms), points, 10_000).unwrap();
+            assert_eq!((plan.level, plan.bucket_ms), (level, bucket_ms), "{range_ms} {points}");
+            assert!(plan.buckets <= points as usize && plan.first_ms % bucket_ms == 0);
+        }
+    }
+
+    #[test]
+    fn what_is_not_kept_finely_is_read_coarsely() {
+        let at = |day: i64, hour: i64| ms(1_790_035_200_000 + day * DAY_MS + hour * HOUR_MS);
+        let all = Kept::new(Some(at(0, 3)), Some(at(0, 3)), Some(at(0, 0)));
+        assert_eq!(all, Kept::default(), "they begin together");
+        let kept = Kept::new(Some(at(20, 1)), Some(at(10, 0)), Some(at(0, 0)));
+        let level = |from: Timestamp, to: Timestamp| {
+            let plan = Plan::new(from, to, 500, 10_000).unwrap().within(&kept);
+            let last = plan.segments(&kept).last().unwrap().level;
+            (plan.level, last)
+        };
+        assert_eq!(level(at(20, 1), at(20, 9)), (Level::Interval, Level::Interval));
+        assert_eq!(level(at(19, 0), at(19, 9)), (Level::Hour, Level::Hour));
+        assert_eq!(level(at(19, 0), ms(at(21, 9).as_millisecond() + 1)), (Level::Hour, Level::Interval));
+        assert_eq!(level(at(19, 0), ms(at(19, 9).as_millisecond() + 1)), (Level::Hour, Level::Hour));
+        assert_eq!(level(at(5, 0), at(5, 9)), (Level::Day, Level::Day));
+        let only = Kept::new(None, None, Some(at(0, 0)));
+        assert_eq!(Plan::new(at(0, 0), at(1, 0), 500, 10_000).unwrap().within(&only).level, Level::Day);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The daemon: everything started in order, watched, and stopped in the order of flow.
 
 use std::{
-    collections::BTreeSet,
     net::SocketAddr,
     path::Path,
     sync::{
@@ -36,7 +35,7 @@ use crate::{
     },
     metrics::Metrics,
     notifications::address::Policy,
-    store::{Store, migrate::MigrateError, summaries},
+    store::{Store, migrate::MigrateError},
     views::Patience,
     web::site,
 };
@@ -46,6 +45,7 @@ pub mod database;
 pub mod deliveries;
 pub mod external;
 pub mod gateways;
+pub mod history;
 pub mod web;
 
 use database::Database;
@@ -55,9 +55,6 @@ use gateways::Port;
 
 /// Deliveries that wait for intake.
 const DELIVERIES_MAX: usize = 256;
-/// Partitions are made this many days ahead.
-const DAYS_AHEAD: i64 = 3;
-const DAYS_EVERY: Duration = Duration::from_hours(1);
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 /// How long a stage may take to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
@@ -125,13 +122,7 @@ async fn migrate(store: &Store) -> anyhow::Result<()> {
             Err(error) => return Err(error).context("the database cannot be used"),
         }
     }
-    days_ahead(store).await.context("cannot make the partitions of the next days")
-}
-
-async fn days_ahead(store: &Store) -> Result<(), crate::store::StoreError> {
-    let now = clock::now();
-    let day = |ahead| summaries::day(now.saturating_add(SignedDuration::from_hours(24 * ahead)).unwrap_or(now));
-    store.make_days(&(0..=DAYS_AHEAD).map(day).collect::<BTreeSet<_>>()).await
+    history::days_ahead(store).await.context("cannot make the partitions of the next days")
 }
 
 /// Where frames come from.
@@ -175,6 +166,7 @@ struct Daemon {
     requests_per_s: u32,
     settings: intake::Settings,
     patience: Patience,
+    pack_after: SignedDuration,
     metrics: Arc<Metrics>,
     changes: Changes,
     stopping: Arc<AtomicBool>,
@@ -198,6 +190,7 @@ impl Daemon {
                 late_after: config.alarms.late_after,
             },
             patience: Patience { gateway: config.alarms.offline_after, machine: config.alarms.silent_after },
+            pack_after: config.history.pack_after,
             metrics,
             changes: broadcast::channel(CHANGES_MAX).0,
             stopping: Arc::default(),
@@ -223,11 +216,15 @@ impl Daemon {
             intake.run(delivered, cancel).await;
             Ok("intake")
         });
-        tasks.spawn(keep_days(self.store.clone(), last.clone()));
         let alarms = alarms::keep(self.store.clone(), self.changes.clone(), self.settings.offline_after, last.clone());
         tasks.spawn(async move {
             alarms.await;
             Ok("alarms")
+        });
+        let keep = history::keep(self.store.clone(), self.pack_after, last.clone());
+        tasks.spawn(async move {
+            keep.await;
+            Ok("history")
         });
         let feed = Feed::default();
         let hub = Hub::new(self.store.clone(), feed.clone(), clock::now, self.patience);
@@ -366,18 +363,6 @@ async fn send_answers(
         publisher.publish(answer.topic, answer.frame).await.context("the embedded broker is dead")?;
     }
     Ok(())
-}
-
-async fn keep_days(store: Store, cancel: CancellationToken) -> anyhow::Result<&'static str> {
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return Ok("days"),
-            () = tokio::time::sleep(DAYS_EVERY) => {}
-        }
-        if let Err(error) = days_ahead(&store).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot make the partitions of the next days");
-        }
-    }
 }
 
 /// Cancels one stage after the other, and waits for all.

@@ -12,12 +12,16 @@ pub mod anomalies_read;
 pub mod api_keys;
 pub mod areas;
 pub mod audit;
+pub mod blocks;
 pub mod catalog;
 pub mod choices;
 pub mod commands;
 pub mod deliveries;
 pub mod deliveries_read;
+pub mod compaction;
+pub mod energy;
 pub mod enrolment;
+pub mod export;
 pub mod gateways;
 pub mod gateways_read;
 pub mod idempotency;
@@ -30,7 +34,10 @@ pub mod machines_label;
 pub mod migrate;
 pub mod notices;
 pub mod objects;
+mod partitions;
 pub mod pool;
+pub mod retention;
+pub mod rollups;
 pub mod scoped;
 pub mod quality;
 pub mod rules;
@@ -50,6 +57,8 @@ mod words;
 pub use pool::Store;
 pub use scoped::scoped;
 
+use crate::history::block::BlockError;
+
 /// Why the database did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -61,6 +70,10 @@ pub enum StoreError {
     /// A row that was there a moment ago.
     #[error("the database no longer has {0}")]
     Missing(&'static str),
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    #[error("packing intervals was interrupted")]
+    Interrupted(#[source] tokio::task::JoinError),
 }
 
 impl StoreError {
@@ -69,13 +82,24 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_) => true,
-            Self::Missing(_) => false,
+            Self::Missing(_) | Self::Block(_) | Self::Interrupted(_) => false,
             Self::Database(error) => error.code().is_some_and(|code| {
                 // Classes 40 (rollback, deadlock) and 53 (resources), and what took too long.
                 let class = code.code().starts_with("40") || code.code().starts_with("53");
                 class || *code == SqlState::QUERY_CANCELED || *code == SqlState::LOCK_NOT_AVAILABLE
             }),
         }
+    }
+
+    /// Whether a row's partition was missing (`ExecFindPartition` says so as a violated check).
+    #[must_use]
+    pub fn lacks_partition(&self) -> bool {
+        let of = |error: &tokio_postgres::Error| {
+            error
+                .as_db_error()
+                .is_some_and(|error| *error.code() == SqlState::CHECK_VIOLATION && error.constraint().is_none())
+        };
+        matches!(self, Self::Database(error) if of(error))
     }
 
     /// Whether a unique index refused it.

@@ -95,6 +95,8 @@ pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::PATCH, "/api/v1/machines/{id}/sensors/{name}", Access::At(Role::Supervisor, Object::Machine)),
     (Method::POST, "/api/v1/machines/{id}/merge", Access::At(Role::Supervisor, Object::Machine)),
     (Method::GET, "/api/v1/machines/{id}/series", Access::At(Role::Viewer, Object::Machine)),
+    (Method::GET, "/api/v1/energy", Access::Role(Role::Viewer)),
+    (Method::GET, "/api/v1/export", Access::Role(Role::Viewer)),
     (Method::GET, "/api/v1/anomalies", Access::Role(Role::Viewer)),
     (Method::GET, "/api/v1/anomalies/{id}", Access::At(Role::Viewer, Object::Anomaly)),
     (Method::GET, "/api/v1/alarms", Access::Role(Role::Viewer)),

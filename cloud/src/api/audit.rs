@@ -1,7 +1,5 @@
 //! What was changed by whom: a list, and an export of all of it as a stream.
 
-use std::borrow::Cow;
-
 use axum::{
     Json,
     body::{Body, Bytes},
@@ -18,9 +16,12 @@ use super::{
     extract::{Items, Params},
     problem::ApiError,
 };
-use crate::store::{
-    audit::{self, Entry, Filter},
-    scoped,
+use crate::{
+    export::no_formula,
+    store::{
+        audit::{self, Entry, Filter},
+        scoped,
+    },
 };
 
 /// Rows of an export read at a time.
@@ -150,31 +151,15 @@ fn write(text: &mut Vec<u8>, format: Format, row: &Entry) -> Result<(), std::io:
         row.at.to_string(),
         id(row.site),
         id(row.user),
-        no_formula(&row.actor).into_owned(),
+        no_formula(&row.actor),
         id(row.api_key),
         row.action.clone(),
         row.object.clone(),
-        no_formula(&row.object_id).into_owned(),
+        no_formula(&row.object_id),
         json(&row.before),
         json(&row.after),
         row.address.map(|address| address.to_string()).unwrap_or_default(),
         id(row.request),
     ])?;
     writer.flush()
-}
-
-/// A spreadsheet carries out a cell that begins like a formula, whoever wrote it.
-fn no_formula(text: &str) -> Cow<'_, str> {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}").into() } else { text.into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cells_are_no_formulas() {
-        assert_eq!(no_formula("=cmd|' /C calc'!A0"), "'=cmd|' /C calc'!A0");
-        assert_eq!(no_formula("ada"), "ada");
-    }
 }

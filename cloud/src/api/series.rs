@@ -43,6 +43,7 @@ pub async fn read(
     let _turn = state.0.trends.acquire().await.map_err(|_| ApiError::internal())?;
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
+    store::blocks::one_moment(&transaction).await?;
     let machine = store::machines::detail(&transaction, id, now, state.patience()).await?;
     let machine = machine.ok_or_else(|| ApiError::not_found("machine"))?;
     let sensors = chosen(&machine.sensors, &names)?;

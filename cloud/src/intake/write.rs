@@ -185,6 +185,17 @@ impl Intake {
     /// If the database cannot be reached or refuses; nothing was stored then, or it was and the answer is lost: the
     /// same call again settles both.
     pub async fn write(&self, batches: &[Incoming<Batch>], days: &Days, now: Timestamp) -> Result<Outcome, StoreError> {
+        match self.try_write(batches, days, now).await {
+            // A day was packed, and its partition dropped, since it was seen.
+            Err(error) if error.lacks_partition() => {
+                days.forget();
+                self.try_write(batches, days, now).await
+            }
+            written => written,
+        }
+    }
+
+    async fn try_write(&self, batches: &[Incoming<Batch>], days: &Days, now: Timestamp) -> Result<Outcome, StoreError> {
         let wanted = batches.iter().flat_map(|incoming| &incoming.content.records).filter_map(|record| match record {
             Record::Summary(summary) => machines::time(summary.start, now).ok().map(summaries::day),
             _ => None,

@@ -15,6 +15,7 @@ use crate::{
 pub struct Database {
     pub store: Store,
     cluster: Option<Cluster>,
+    config: tokio_postgres::Config,
 }
 
 impl Database {
@@ -34,9 +35,15 @@ impl Database {
             Some(file) => Trust::Only(Pem::file(file).context("database_ca_file")?),
             None => Trust::System,
         };
-        let store =
-            Store::trusting(how, config.database_connections_max, &trust).context("cannot set the database up")?;
-        Ok(Self { store, cluster })
+        let store = Store::trusting(how.clone(), config.database_connections_max, &trust)
+            .context("cannot set the database up")?;
+        Ok(Self { store, cluster, config: how })
+    }
+
+    /// How it is reached.
+    #[must_use]
+    pub const fn config(&self) -> &tokio_postgres::Config {
+        &self.config
     }
 
     /// Keeps the private cluster running until `cancel`; a database that was given is its owner's.

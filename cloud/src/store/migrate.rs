@@ -12,13 +12,14 @@ use super::{
 };
 
 /// Number, name and text of every step, in their order.
-const STEPS: [(i32, &str, &str); 6] = [
+const STEPS: [(i32, &str, &str); 7] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "commands", include_str!("../../migrations/0002_commands.sql")),
     (3, "detection", include_str!("../../migrations/0003_detection.sql")),
     (4, "access", include_str!("../../migrations/0004_access.sql")),
     (5, "alarms", include_str!("../../migrations/0005_alarms.sql")),
     (6, "notifications", include_str!("../../migrations/0006_notifications.sql")),
+    (7, "history", include_str!("../../migrations/0007_history.sql")),
 ];
 const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).
@@ -48,6 +49,15 @@ pub enum MigrateError {
     Behind(i32),
 }
 
+/// What a database that is to be replaced has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupancy {
+    /// People, gateways or machines.
+    pub has_data: bool,
+    /// Connections of other gemba-clouds.
+    pub others: i64,
+}
+
 impl Store {
     /// Brings the schema up to date and says which steps that took.
     ///
@@ -62,6 +72,31 @@ impl Store {
         // This connection carries settings of its own and the lock: it is not given back to the pool.
         drop(deadpool_postgres::Object::take(client));
         done
+    }
+
+    /// Whether the database has data, and who else uses it.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn occupancy(&self) -> Result<Occupancy, StoreError> {
+        let client = self.client().await?;
+        let mut has_data = false;
+        for table in ["users", "gateways", "machines"] {
+            let known = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&format!("public.{table}")]).await?;
+            if known.try_get(0)? {
+                let some = format!("SELECT EXISTS (SELECT FROM {table})");
+                has_data |= client.query_one(&some, &[]).await?.try_get::<_, bool>(0)?;
+            }
+        }
+        // Our own connections end with us; those of other programs have another process behind them.
+        let others = client
+            .query_one(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                    AND application_name = 'gemba-cloud' AND backend_type = 'client backend'",
+                &[],
+            )
+            .await?;
+        Ok(Occupancy { has_data, others: others.try_get(0)? })
     }
 
     /// Whether the schema is exactly what this program needs.

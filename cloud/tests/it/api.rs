@@ -4,6 +4,7 @@
 mod access;
 mod alarms;
 mod conventions;
+mod export;
 mod hostile;
 mod incidents;
 mod isolation;
@@ -238,18 +239,24 @@ impl Server {
         id
     }
 
-    /// An enrolled gateway at a site, with a machine (two sensors, a day's summary), an open alarm and its anomaly.
+    /// An enrolled gateway at a site, with a machine (two sensors, a summary of today and a packed one), an open alarm and its anomaly.
     pub(crate) async fn plant_at(&self, site: Uuid) -> Plant {
         let gateway = self.gateway(&format!("gateway-{}", site.simple())).await;
         self.sql(&format!("UPDATE gateways SET site_id = '{site}' WHERE id = '{gateway}'")).await;
         let (machine, key) = self.machine(gateway, "pump-1", &["flow", "pressure"]).await;
         let now = clock::now();
-        self.store.make_days(&[gemba_cloud::store::summaries::day(now)].into()).await.unwrap();
+        let day = gemba_cloud::history::day;
+        let yesterday = day(now - jiff::SignedDuration::from_hours(24));
+        self.store.make_days(&[yesterday, day(now)].into()).await.unwrap();
         self.sql(&format!(
-            "INSERT INTO summaries VALUES ({key}, date_trunc('minute', now()), 10000, '{{1,1}}', '{{1,1}}', '{{1,1}}', '{{1,1}}',
-                                           '{{0,0}}', '{{1,1}}', '\\x0000', 1, 0, 100, 3, 0, true)"
+            "INSERT INTO summaries SELECT {key}, at, 10000, '{{1,1}}', '{{1,1}}', '{{1,1}}', '{{1,1}}', '{{0,0}}', '{{1,1}}', '\\x0000',
+                                          1, 0, 100, 3, 0, true
+             FROM unnest(ARRAY[date_trunc('minute', now()), timestamptz '{yesterday} 12:00Z']) AS at"
         ))
         .await;
+        crate::history::make_rollups(&self.store).await;
+        self.store.make_blocks(yesterday).await.unwrap();
+        self.store.pack_some(key, yesterday).await.unwrap();
         let alarm = self.alarm(gateway, machine, "unacknowledged", "high", now).await;
         self.sql(&format!("UPDATE alarms SET site_id = '{site}' WHERE id = '{alarm}'")).await;
         let client = self.store.client().await.unwrap();

@@ -79,3 +79,10 @@ pub(crate) async fn empty() -> tokio_postgres::Config {
     cluster.create_database(&name).await.expect("a database");
     cluster.config_of(&name)
 }
+
+/// How the database of a store is reached.
+pub(crate) async fn config_of(store: &Store) -> tokio_postgres::Config {
+    let client = store.client().await.expect("a connection");
+    let name: String = client.query_one("SELECT current_database()::text", &[]).await.expect("a name").get(0);
+    cluster().await.config_of(&name)
+}

@@ -4,6 +4,7 @@
 
 mod alarms;
 mod api;
+mod backup;
 mod broken;
 mod commands;
 mod daemon;
@@ -12,6 +13,7 @@ mod deliveries;
 mod enrolment;
 mod frames;
 mod incidents;
+mod history;
 mod intake;
 mod plant;
 mod promise;

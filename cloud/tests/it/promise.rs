@@ -148,6 +148,7 @@ async fn two_clouds_whose_connections_die_store_everything_once() {
         rows(&stores[0], "SELECT count(*), count(DISTINCT (machine_key, start)) FROM summaries").await,
         "400 400"
     );
+    crate::history::check_rollups(&stores[0]).await;
     assert_eq!(rows(&stores[0], "SELECT DISTINCT through FROM lanes").await, "201");
     assert_eq!(count(&stores[0], "SELECT count(*) FROM gaps").await, 0);
     assert_eq!(count(&stores[0], "SELECT count(*) FROM refusals").await, 0);

@@ -3,12 +3,17 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use gemba_cloud::{
+    clock,
     cluster::{Cluster, Durability},
+    intake::write::Days,
     store::{Store, migrate::MigrateError, scoped, scoped::RoleError, users::DEFAULT_ORGANISATION},
     users::scope::Scope,
 };
 
-use crate::database;
+use crate::{
+    database,
+    plant::{self, ago, bench, catalog, count, rows, summaries, summary},
+};
 
 #[tokio::test]
 async fn two_programs_migrate_an_empty_database_once() {
@@ -108,4 +113,67 @@ async fn a_server_that_ends_before_it_is_ready_is_followed_by_another() {
     let second = second.await.unwrap().unwrap();
     Store::new(second.config(), 1).unwrap().ping().await.unwrap();
     second.stop().await.unwrap();
+}
+
+/// The views for other tools are a contract: what is here may not go, columns may be added at the end.
+#[tokio::test]
+async fn the_views_for_other_tools_are_what_the_readme_says() {
+    let store = database::store().await;
+    let columns = "SELECT table_name::text, string_agg(column_name || ' ' || data_type, ', ' ORDER BY ordinal_position)
+                   FROM information_schema.columns JOIN information_schema.views USING (table_schema, table_name)
+                   WHERE table_schema = 'public' AND column_name NOT IN ('organisation', 'site', 'gateway', 'machine', 'machine_id')
+                     AND table_name ~ '_(intervals|hours|days)$'
+                   GROUP BY 1 ORDER BY 1";
+    expect_test::expect![[r"
+        machine_days time timestamp with time zone, intervals integer, score_max real, health_percent_min real, energy_wh double precision, unknown_s numeric, off_s numeric, idle_s numeric, running_s numeric, anomalous_s numeric
+        machine_hours time timestamp with time zone, intervals integer, score_max real, health_percent_min real, energy_wh double precision, unknown_s numeric, off_s numeric, idle_s numeric, running_s numeric, anomalous_s numeric
+        machine_intervals time timestamp with time zone, interval_ms integer, detector text, score real, health_percent real, mode text, energy_wh double precision, clock_trusted boolean
+        sensor_days sensor text, unit text, time timestamp with time zone, readings bigint, min double precision, max double precision, mean double precision, sd double precision, last double precision
+        sensor_hours sensor text, unit text, time timestamp with time zone, readings bigint, min double precision, max double precision, mean double precision, sd double precision, last double precision
+        sensor_intervals sensor text, unit text, time timestamp with time zone, interval_ms integer, readings integer, min double precision, max double precision, mean double precision, sd double precision, last double precision, quality text"]]
+    .assert_eq(&rows(&store, columns).await);
+
+    // What a tool sees with the role of its own, and nothing of another organisation.
+    let gateway = plant::enrolled(&store, "g").await;
+    let records = vec![catalog("m", 1, &["a", "b"]), summary("m", ago(20), &[1.5]), summary("m", ago(10), &[2.5, 7.0])];
+    let batch = gateway.incoming(summaries(1, records));
+    bench(&store).intake.write(&[batch], &Days::default(), clock::now()).await.unwrap();
+    let role = format!("tool_{}", std::process::id());
+    let client = store.client().await.unwrap();
+    client
+        .batch_execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE gemba_app;
+             ALTER ROLE {role} SET default_transaction_read_only = on;
+             ALTER ROLE {role} SET gemba.organisation = '{DEFAULT_ORGANISATION}';
+             ALTER ROLE {role} SET gemba.sites = '{{00000000-0000-7000-8000-000000000002}}'"
+        ))
+        .await
+        .unwrap();
+    let mut config = database::config_of(&store).await;
+    config.user(&role).password("x");
+    let tool = Store::new(config, 1).unwrap();
+    let seen = "SELECT organisation, site, gateway, machine, sensor, unit, readings, min, max, mean, sd, last, quality
+                FROM sensor_intervals ORDER BY time, sensor";
+    assert_eq!(
+        rows(&tool, seen).await,
+        "default default g m a bar 10 0.5 2.5 1.5 0.5 1.5 good\n\
+         default default g m a bar 10 1.5 3.5 2.5 0.5 2.5 good\n\
+         default default g m b bar 10 6 8 7 0.5 7 good"
+    );
+    let hours = "SELECT sensor, sum(readings), min(min), max(max) FROM sensor_hours GROUP BY 1 ORDER BY 1";
+    assert_eq!(rows(&tool, hours).await, "a 20 0.5 3.5\nb 10 6 8");
+    let days = "SELECT sum(intervals), sum(energy_wh), sum(running_s)::int, max(score_max) FROM machine_days";
+    assert_eq!(rows(&tool, days).await, "2 3 20 0.5");
+    let refused = tool.client().await.unwrap().execute("DELETE FROM rollup_days", &[]).await;
+    assert!(refused.is_err(), "it only reads");
+    client.batch_execute(&format!("ALTER ROLE {role} SET gemba.sites = '{{}}'")).await.unwrap();
+    tool.close();
+    let mut config = database::config_of(&store).await;
+    config.user(&role).password("x");
+    let tool = Store::new(config, 1).unwrap();
+    for view in
+        ["sensor_intervals", "machine_intervals", "sensor_hours", "sensor_days", "machine_hours", "machine_days"]
+    {
+        assert_eq!(count(&tool, &format!("SELECT count(*) FROM {view}")).await, 0, "{view}");
+    }
 }

@@ -78,12 +78,12 @@ impl<'a> Records<'a> {
         if let Some(gap) = &self.gap {
             lanes::insert_gap(self.transaction, gap).await?;
         }
-        let new = summaries::insert(self.transaction, &self.rows).await?;
-        outcome.counts.summaries = new;
-        outcome.counts.summaries_known = self.rows.len() as u64 - new;
+        let rows = self.rows.len();
+        let new = summaries::insert(self.transaction, self.rows, self.now).await?;
+        outcome.counts.summaries = new.len() as u64;
+        outcome.counts.summaries_known = (rows - new.len()) as u64;
         outcome.counts.sensors = self.sensors;
-        let alarms =
-            rules::judge(self.transaction, &self.rows, &self.known, self.settings.late_after, self.now).await?;
+        let alarms = rules::judge(self.transaction, &new, &self.known, self.settings.late_after, self.now).await?;
         self.changes.extend(alarms.into_iter().map(Change::Alarm));
         let mut states: Vec<StateRow> = self.states.into_values().collect();
         // The same order everywhere: nobody waits for whom it holds up.
