@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 
 use deadpool_postgres::Transaction;
+use futures_util::future::{try_join, try_join4};
 use jiff::Timestamp;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{StoreError, blocks, rollups::table};
@@ -131,9 +133,10 @@ async fn kept(transaction: &Transaction<'_>, parts: &[Part], plan: &Plan) -> Res
     if plan.level == Level::Day {
         return Ok(Kept::default());
     }
-    let day = first("rollup_days").await?;
-    let hours = first("rollup_hours").await?;
-    let intervals = match (first("summary_blocks").await?, first("summaries").await?) {
+    // They travel together.
+    let (day, hours, packed, stored) =
+        try_join4(first("rollup_days"), first("rollup_hours"), first("summary_blocks"), first("summaries")).await?;
+    let intervals = match (packed, stored) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
@@ -156,7 +159,10 @@ async fn stored(
     let verdicts = transaction.prepare_cached(&verdicts).await?;
     let bucket_s = bucket_ms as f64 / 1_000.0;
     let (key, from, to) = (&part.key, &segment.from, &segment.to);
-    for row in transaction.query(&cells, &[key, from, to, &bucket_s, &part.positions, &part.places]).await? {
+    let asked: [&(dyn ToSql + Sync); 6] = [key, from, to, &bucket_s, &part.positions, &part.places];
+    let (cells, verdicts) =
+        try_join(transaction.query(&cells, &asked), transaction.query(&verdicts, &asked[..4])).await?;
+    for row in cells {
         let cell = Cell {
             min: row.try_get("min")?,
             max: row.try_get("max")?,
@@ -166,7 +172,7 @@ async fn stored(
         let place = usize::try_from(row.try_get::<_, i32>("place")?).unwrap_or(usize::MAX);
         collector.add(place, row.try_get("bucket")?, cell);
     }
-    for row in transaction.query(&verdicts, &[key, from, to, &bucket_s]).await? {
+    for row in verdicts {
         collector.add_verdict(row.try_get("bucket")?, row.try_get("score")?, row.try_get("health")?);
     }
     Ok(())
