@@ -48,6 +48,7 @@ impl World {
 
 /// How many rows a table shows to each scope, with no WHERE at all.
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "a row for each table")]
 async fn no_table_shows_what_is_not_in_scope() {
     let world = World::new().await;
     let server = &world.server;
