@@ -91,7 +91,11 @@ pub(crate) struct Answer {
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        let store = database::store().await;
+        Self::ready(database::store().await).await
+    }
+
+    /// Over a database whose schema is there and in which nobody has logged in yet.
+    pub(crate) async fn ready(store: Store) -> Self {
         let client = store.client().await.unwrap();
         let key = format!("INSERT INTO token_keys VALUES ('{TOKEN_KEY}', now() - interval '1 day')");
         client.batch_execute(&key).await.unwrap();

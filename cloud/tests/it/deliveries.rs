@@ -87,6 +87,8 @@ impl Desk {
             .sql(&format!(
                 "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password, email)
                  VALUES ('{id}', '{DEFAULT_ORGANISATION}', 'person-{}', 'x', false, '{email}');
+                 INSERT INTO sessions (id, user_id, organisation_id, created_at, used_at, expires_at)
+                 VALUES ('{id}', '{id}', '{DEFAULT_ORGANISATION}', now(), now(), now() + interval '1 day');
                  INSERT INTO grants (user_id, organisation_id, role) VALUES ('{id}', '{DEFAULT_ORGANISATION}', '{role}')",
                 id.simple()
             ))

@@ -207,7 +207,7 @@ async fn a_killed_database_loses_no_delivery() {
     });
     let store = Store::new(cluster.config(), 8).unwrap();
     store.migrate().await.unwrap();
-    let server = Server::over(store.clone()).await;
+    let server = Server::ready(store.clone()).await;
     let plant = server.plant_at(SITE).await;
     let admin = server.user(Role::Admin).await;
     let desk = Desk { server, plant, admin, metrics: Arc::default() };
@@ -273,7 +273,7 @@ async fn old_deliveries_are_forgotten() {
 async fn a_killed_daemon_goes_on_where_it_was() {
     let config = database::config().await;
     let store = Store::new(config.clone(), 8).unwrap();
-    let server = Server::over(store.clone()).await;
+    let server = Server::ready(store.clone()).await;
     let plant = server.plant_at(SITE).await;
     let admin = server.user(Role::Admin).await;
     let desk = Desk { server, plant, admin, metrics: Arc::default() };
