@@ -4,7 +4,8 @@
 //! for each row, a summary for each file; with a label column, how often the alarm was right.
 //!
 //! A row arrives when it was measured, and its line tells how things stood then: nothing of a later row is in it. A step
-//! ends with the first row behind it, so that the verdict on a row that is a step of its own comes with the next row.
+//! ends with the first row behind it; where rows come at even distances, with the last one that is due in it, so that a row
+//! that is a step of its own is judged at once. The daemon does not know what is due: it tells the same one step and the lateness later.
 
 mod output;
 mod score;
@@ -121,39 +122,55 @@ fn output_of(path: &Path, args: &BacktestArgs) -> anyhow::Result<Option<PathBuf>
     Ok(Some(output))
 }
 
-/// How often the recording was sampled: the median distance of its first rows.
-fn sampled_us(path: &Path, args: &RecordingArgs) -> anyhow::Result<i64> {
-    let mut recording = Recording::open(path, args)?;
-    let mut times = Vec::with_capacity(SAMPLED_ROWS);
-    while times.len() < SAMPLED_ROWS
-        && let Some(row) = recording.next_row()?
-    {
-        times.push(row.at);
+/// How a recording was sampled.
+#[derive(Debug, Clone, Copy)]
+struct Sampling {
+    /// The median distance of its first rows, microseconds.
+    period_us: i64,
+    /// Whether all these distances are whole periods.
+    is_even: bool,
+}
+
+impl Sampling {
+    fn of(path: &Path, args: &RecordingArgs) -> anyhow::Result<Self> {
+        let mut recording = Recording::open(path, args)?;
+        let mut times = Vec::with_capacity(SAMPLED_ROWS);
+        while times.len() < SAMPLED_ROWS
+            && let Some(row) = recording.next_row()?
+        {
+            times.push(row.at);
+        }
+        let mut distances: Vec<i64> =
+            times.windows(2).map(|pair| pair[1].us_since(pair[0])).filter(|&distance| distance > 0).collect();
+        distances.sort_unstable();
+        let Some(&median) = distances.get(distances.len() / 2) else {
+            let first = recording.skipped().summary();
+            bail!("{}: it has no two good rows of different times. {first}", path.display());
+        };
+        // A whole number of milliseconds, as the daemon has it.
+        let period_us = (median / 1_000).max(1) * 1_000;
+        Ok(Self { period_us, is_even: distances.iter().all(|distance| distance % period_us == 0) })
     }
-    let mut distances: Vec<i64> =
-        times.windows(2).map(|pair| pair[1].us_since(pair[0])).filter(|&distance| distance > 0).collect();
-    distances.sort_unstable();
-    let Some(&median) = distances.get(distances.len() / 2) else {
-        let first = recording.skipped().summary();
-        bail!("{}: it has no two good rows of different times. {first}", path.display());
-    };
-    // A whole number of milliseconds, as the daemon has it.
-    Ok((median / 1_000).max(1) * 1_000)
+
+    /// Whether no further row is due in this row's step.
+    fn ends_step(self, at: Timestamp, step_us: i64) -> bool {
+        self.is_even && at.plus_us(self.period_us) >= at.floor(step_us).plus_us(step_us)
+    }
 }
 
 fn judge(path: &Path, args: &BacktestArgs, model: Option<Arc<Model>>, lines: Option<Lines>) -> anyhow::Result<Summary> {
-    let sampled_us = sampled_us(path, &args.recording)?;
+    let sampling = Sampling::of(path, &args.recording)?;
     let step_us = match args.step {
         Some(step) => i64::try_from(step.as_micros())?,
-        None => sampled_us,
+        None => sampling.period_us,
     };
     if step_us < 1_000 {
         bail!("--step: at least 1 ms is needed");
     }
     let mut recording = Recording::open(path, &args.recording)?;
     let settings = DetectSettings { model, ..DetectSettings::default() };
-    let mut machine = Machine::new(recording.sensors().to_vec(), settings, step_us, args.calibrate_rows);
-    (machine.lines, machine.sampled_us) = (lines, sampled_us);
+    let mut machine = Machine::new(recording.sensors().to_vec(), settings, step_us, sampling, args.calibrate_rows);
+    machine.lines = lines;
     while let Some(row) = recording.next_row()? {
         machine.take(&row)?;
     }
@@ -164,7 +181,7 @@ fn judge(path: &Path, args: &BacktestArgs, model: Option<Arc<Model>>, lines: Opt
 struct Machine {
     sensors: Vec<SensorId>,
     step_us: i64,
-    sampled_us: i64,
+    sampling: Sampling,
     calibrate_rows: Option<u64>,
     window: Window,
     detector: Detector,
@@ -180,7 +197,13 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(sensors: Vec<SensorId>, settings: DetectSettings, step_us: i64, calibrate_rows: Option<u64>) -> Self {
+    fn new(
+        sensors: Vec<SensorId>,
+        settings: DetectSettings,
+        step_us: i64,
+        sampling: Sampling,
+        calibrate_rows: Option<u64>,
+    ) -> Self {
         let periods =
             Periods { step_us, interval_us: INTERVAL_STEPS * step_us, lateness_us: 0, hold_us: HOLD_STEPS * step_us };
         let mut detector = Detector::new(settings, step_us);
@@ -190,7 +213,7 @@ impl Machine {
         Self {
             sensors,
             step_us,
-            sampled_us: step_us,
+            sampling,
             calibrate_rows,
             window: Window::new(periods),
             detector,
@@ -226,15 +249,31 @@ impl Machine {
         while let Some((step, _)) = self.window.close_next(self.mono_us) {
             self.judge(step.as_ref());
         }
-        self.tell(row)
+        // The row with which calibration ends is one of its rows.
+        let calibrating = self.is_calibrating();
+        if !is_back && self.sampling.ends_step(row.at, self.step_us) {
+            self.end_steps();
+        }
+        self.tell(row, calibrating)
+    }
+
+    fn is_calibrating(&self) -> bool {
+        match self.calibrate_rows {
+            Some(rows) => self.rows.all <= rows,
+            None => matches!(self.detector.present(Mode::Unknown).detector, DetectorState::Calibrating { .. }),
+        }
     }
 
     /// Lets calibration see what is there, and nothing more.
     fn end_calibration(&mut self) {
+        self.end_steps();
+        self.detector.end_calibration();
+    }
+
+    fn end_steps(&mut self) {
         while let Some((step, _)) = self.window.close_next_of_all_steps() {
             self.judge(step.as_ref());
         }
-        self.detector.end_calibration();
     }
 
     fn judge(&mut self, step: Option<&Step>) {
@@ -247,18 +286,14 @@ impl Machine {
     }
 
     /// How things stand after a row.
-    fn tell(&mut self, row: &Row) -> anyhow::Result<()> {
+    fn tell(&mut self, row: &Row, calibrating: bool) -> anyhow::Result<()> {
         let verdict = self.detector.present(Mode::Unknown);
-        let calibrating = match self.calibrate_rows {
-            Some(rows) => self.rows.all <= rows,
-            None => matches!(verdict.detector, DetectorState::Calibrating { .. }),
-        };
         let alarm = verdict.detector == DetectorState::Anomalous;
         self.rows.calibrating += u64::from(calibrating);
         self.rows.in_alarm += u64::from(alarm);
         self.rows.judged += u64::from(verdict.score.is_some());
         if let (Some(anomalous), false) = (row.anomalous, calibrating) {
-            self.score.count(row.at, alarm, anomalous, self.sampled_us);
+            self.score.count(row.at, alarm, anomalous, self.sampling.period_us);
         }
         if let Some(lines) = &mut self.lines {
             let shares: &[f32] = if alarm { &self.shares } else { &[] };
@@ -307,7 +342,7 @@ impl Machine {
             file: path.display().to_string(),
             judge: self.detector.judge_name(),
             step_us: self.step_us,
-            sampled_us: self.sampled_us,
+            sampled_us: self.sampling.period_us,
             rows: self.rows,
             refused: self.detector.refusal().map(|reason| format!("not calibrated: {reason}")),
             alarms: self.alarms,

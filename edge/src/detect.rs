@@ -48,7 +48,7 @@ use life::Life;
 use model::Model;
 
 /// The name of the built-in detector.
-pub const BASELINE: &str = "baseline 2";
+pub const BASELINE: &str = "baseline 3";
 /// Steps that are not judged after the machine was off, or silent.
 const SETTLE_STEPS: u16 = 10;
 /// A pause of more steps than this begins anew with smoothing.

@@ -4,7 +4,8 @@
 //! follows it slowly. Smoothed deviations at three time scales (EWMA charts: S. W. Roberts, *Control chart tests based on geometric
 //! moving averages*, 1959) are compared with limits: what such a mean of pure noise would reach, times what this sensor's own wandering
 //! makes of it. So a channel that wanders (a temperature) has wide limits, and is no level detector; one that is only noisy has narrow
-//! ones. Whatever a channel does usually, though, it is not where it was when it is [`FAR`] times farther from its centre than it ever was.
+//! ones. Whatever a channel does usually, though, it is not where it was when it is [`FAR`] times farther from its centre than it ever was, or
+//! went [`LEAP`] times farther within a few steps than it ever did. That is what a smooth channel is judged by.
 //!
 //! - Noise: root mean square of the differences of neighbours, over √2; where these are mostly zero or small and sometimes large, a robust
 //!   figure instead, which a few jumps do not spoil. A quantised sensor that seldom moves has a noise all the same, because it is no median.
@@ -26,8 +27,10 @@ const CENTRE_STEPS: f64 = 100.0;
 /// Times the usual reach. Not where a sensor wanders too much to have one: as a variance, in those of a mean of pure noise.
 const FAR: f32 = 9.0;
 const WANDER_MAX: f32 = 100.0;
-/// The reach is what a deviation seldom exceeds.
-const REACH_QUANTILE: f64 = 0.99;
+/// Times the usual leap, which is how far the fastest scale is ahead of the middle one.
+const LEAP: f32 = 6.0;
+/// Reach and leap are what is seldom exceeded.
+const SELDOM: f64 = 0.99;
 /// A single step says no more than this many noises.
 const STEP_MAX: f64 = 5.0;
 /// From this share of the limit on, the centre follows less.
@@ -67,6 +70,8 @@ pub struct Usual {
     lift: Vec<f32>,
     /// How far a sensor was from its centre, in noises.
     reach: Vec<f32>,
+    /// How far it went within a few steps, in noises.
+    leap: Vec<f32>,
     /// Of the deviations, for the pattern.
     pub size: Vec<f32>,
     /// The centre at which calibration ended.
@@ -78,8 +83,8 @@ pub struct Usual {
 pub struct Levels {
     pub centre: Vec<f64>,
     means: Vec<Means>,
-    /// The deviation at the fastest scale, however large.
-    far: Vec<f32>,
+    /// The deviation at the fastest and the middle scale, however large.
+    far: Vec<[f32; 2]>,
     spread: Vec<Means>,
 }
 
@@ -152,13 +157,14 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
     let noise: Vec<f32> = (0..width).map(|sensor| noise(&column(sensor))).collect();
     let mut levels = Levels {
         means: vec![[0.0; 3]; width],
-        far: vec![0.0; width],
+        far: vec![[0.0; 2]; width],
         spread: vec![[0.0; 3]; width],
         centre: vec![0.0; width],
     };
     let mut usual = Usual {
         lift: vec![1.0; width],
         reach: vec![f32::INFINITY; width],
+        leap: vec![f32::INFINITY; width],
         size: vec![1.0; width],
         noise,
         ..Usual::default()
@@ -168,7 +174,7 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
     let held_back = rows.len() - rows.len() / 3;
     let mut at_held_back = vec![[0.0_f32; 3]; width];
     let mut largest = vec![0.0_f32; width];
-    let mut fars: Vec<Vec<f32>> = vec![Vec::new(); width];
+    let (mut fars, mut leaps) = (vec![Vec::new(); width], vec![Vec::new(); width]);
     for sensor in 0..width {
         let begin: Vec<f64> =
             column(sensor).into_iter().take(BEGIN).filter(|value| !value.is_nan()).map(f64::from).collect();
@@ -188,7 +194,8 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
             }
             deviations[step * width + sensor] = level.deviation;
             if step >= WARM_UP {
-                fars[sensor].push(levels.far[sensor].abs());
+                fars[sensor].push(levels.far[sensor][0].abs());
+                leaps[sensor].push(levels.leap(sensor));
                 for (square, mean) in squares[sensor].iter_mut().zip(levels.means[sensor]) {
                     *square += f64::from(mean * mean);
                 }
@@ -199,18 +206,12 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
             levels.move_centre(&usual, sensor, value, (1.0 / CENTRE_STEPS).max(1.0 / (step + BEGIN) as f64));
         }
     }
-    for sensor in 0..width {
-        let warm = deviations.chunks_exact(width.max(1)).skip(WARM_UP);
-        let squares = warm.map(|row| row[sensor].clamp(-SIZE_MAX, SIZE_MAX).powi(2));
-        let (sum, count) =
-            squares.fold((0.0_f64, 0_usize), |(sum, count), square| (sum + f64::from(square), count + 1));
-        let size = (sum / count.max(1) as f64).sqrt() as f32;
-        usual.size[sensor] = if size > 0.0 { size } else { 1.0 };
-    }
+    usual.size = (0..width).map(|sensor| size(deviations.chunks_exact(width).map(|row| row[sensor]))).collect();
     let count = (rows.len() - WARM_UP.min(rows.len())).max(1) as f64;
     usual.spread = squares.iter().map(|square| square.map(|square| (square / count) as f32)).collect();
     usual.lift = largest.iter().map(|ratio| (ratio * LIFT).max(1.0)).collect();
-    usual.reach = fars.into_iter().map(reach).collect();
+    usual.reach = fars.into_iter().map(|fars| seldom_exceeded(fars, white(0))).collect();
+    usual.leap = leaps.into_iter().map(|leaps| seldom_exceeded(leaps, white_leap())).collect();
     levels.spread.clone_from(&usual.spread);
     usual.centre.clone_from(&levels.centre);
     let changed = usual.lift.iter().filter(|lift| **lift > CHANGED).count();
@@ -219,11 +220,20 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
     Calibrated { usual, levels, deviations, changed, constant }
 }
 
-fn reach(mut fars: Vec<f32>) -> f32 {
-    fars.sort_by(f32::total_cmp);
-    let place = (REACH_QUANTILE * fars.len() as f64) as usize;
-    let far = fars.get(place).or(fars.last()).copied().unwrap_or(f32::INFINITY);
-    far.max(LIMIT * white(0).sqrt())
+/// The usual size of a sensor's deviations.
+fn size(deviations: impl Iterator<Item = f32>) -> f32 {
+    let squares = deviations.skip(WARM_UP).map(|deviation| deviation.clamp(-SIZE_MAX, SIZE_MAX).powi(2));
+    let (sum, count) = squares.fold((0.0_f64, 0_usize), |(sum, count), square| (sum + f64::from(square), count + 1));
+    let size = (sum / count.max(1) as f64).sqrt() as f32;
+    if size > 0.0 { size } else { 1.0 }
+}
+
+/// Of figures that have this variance where they are pure noise.
+fn seldom_exceeded(mut figures: Vec<f32>, white: f32) -> f32 {
+    figures.sort_by(f32::total_cmp);
+    let place = (SELDOM * figures.len() as f64) as usize;
+    let figure = figures.get(place).or(figures.last()).copied().unwrap_or(f32::INFINITY);
+    figure.max(LIMIT * white.sqrt())
 }
 
 fn is_present(column: &[f32]) -> bool {
@@ -233,6 +243,12 @@ fn is_present(column: &[f32]) -> bool {
 /// The variance of a smoothed deviation that is pure noise.
 fn white(scale: usize) -> f32 {
     WEIGHTS[scale] / (2.0 - WEIGHTS[scale])
+}
+
+/// The same of the difference of the fastest and the middle scale.
+fn white_leap() -> f32 {
+    let (fast, middle) = (WEIGHTS[0], WEIGHTS[MIDDLE]);
+    white(0) + white(MIDDLE) - 2.0 * fast * middle / (fast + middle - fast * middle)
 }
 
 impl Usual {
@@ -280,13 +296,22 @@ impl Levels {
             let spread = learnt[scale].max(self.spread[sensor][scale]);
             ratio = ratio.max(mean.abs() / usual.limit(sensor, scale, spread));
         }
-        let far = &mut self.far[sensor];
-        *far += WEIGHTS[0] * (deviation as f32 - *far);
+        let [fast, middle] = &mut self.far[sensor];
+        *fast += WEIGHTS[0] * (deviation as f32 - *fast);
+        *middle += WEIGHTS[MIDDLE] * (deviation as f32 - *middle);
+        let far = fast.abs();
         let (now, learnt) = (self.spread[sensor][0], learnt[0].max(white(0)));
         if learnt < WANDER_MAX * white(0) {
-            ratio = ratio.max(far.abs() / (FAR * usual.reach[sensor] * (now / learnt).max(1.0).sqrt()));
+            ratio = ratio.max(far / (FAR * usual.reach[sensor] * (now / learnt).max(1.0).sqrt()));
         }
+        ratio = ratio.max(self.leap(sensor) / (LEAP * usual.leap[sensor]));
         Level { deviation: deviation as f32, ratio, middle: self.means[sensor][MIDDLE] }
+    }
+
+    /// How far it went within a few steps.
+    fn leap(&self, sensor: usize) -> f32 {
+        let [fast, middle] = self.far[sensor];
+        (fast - middle).abs()
     }
 
     /// The centre goes on; deviations are then counted from there.
@@ -314,7 +339,9 @@ impl Levels {
         for mean in &mut self.means[sensor] {
             *mean -= way as f32;
         }
-        self.far[sensor] -= way as f32;
+        for far in &mut self.far[sensor] {
+            *far -= way as f32;
+        }
     }
 
     /// The wandering of now.
@@ -330,7 +357,7 @@ impl Levels {
     /// After a pause nothing is smoothed with what was before it.
     pub fn reset(&mut self) {
         self.means.fill([0.0; WEIGHTS.len()]);
-        self.far.fill(0.0);
+        self.far.fill([0.0; 2]);
     }
 
     /// What the sensors show now is where they belong. Call [`Levels::reset`] then.

@@ -87,6 +87,21 @@ fn a_sensor_that_goes_off_opens_one_anomaly_that_names_it_and_closes_after() {
     assert!(kinds.len() <= 5, "{}", kinds.len());
 }
 
+/// One temperature that wanders far from step to step: its level has no narrow limit.
+fn smooth(second: i64) -> Vec<f32> {
+    let t = second as f32;
+    vec![70.0 + 8.0 * (t / 40.0).sin() + 3.0 * (t / 13.0).sin() + 0.1 * value(second, 0).fract()]
+}
+
+#[test]
+fn a_single_smooth_channel_that_leaps_as_it_never_did_is_an_anomaly() {
+    let mut run = Run::new();
+    run.go(2_000, |second, values| *values = smooth(second));
+    assert_eq!(run.events, []);
+    run.go(60, |second, values| *values = vec![smooth(second)[0] - 60.0]);
+    assert!(matches!(&run.events[0], (2_000..2_010, EventKind::AnomalyOpened(_))), "{:?}", run.events);
+}
+
 #[test]
 fn it_does_not_learn_an_anomaly() {
     let mut run = Run::calibrated();
