@@ -166,7 +166,6 @@ impl Gateway {
                     heard = Instant::now();
                     waiting.retain(|(_, last)| *last > stored);
                 }
-                Ok(Some(_)) => {}
                 Ok(None) => bail!("the connection to the cloud ended"),
                 Err(_) if heard.elapsed() > AGAIN_AFTER && !waiting.is_empty() => {
                     ensure!(began.elapsed() < ANSWERED_WITHIN || stored >= begin, "the cloud does not answer");
@@ -175,7 +174,7 @@ impl Gateway {
                     }
                     heard = Instant::now();
                 }
-                Err(_) => {}
+                Ok(Some(_)) | Err(_) => {}
             }
         }
         Ok(())
@@ -187,12 +186,12 @@ impl Gateway {
             let mut records = Vec::new();
             for day in 1..=PAST_ALARMS {
                 let opened = clock::to_wire(clock::now()).plus_us(-day * 7_200_000_000 - place as i64);
-                records.push(self.event(place, opened, opened, EventKind::AnomalyOpened)?);
-                records.push(self.event(place, opened, opened.plus_us(600_000_000), EventKind::AnomalyClosed)?);
+                records.push(Self::event(place, opened, opened, EventKind::AnomalyOpened)?);
+                records.push(Self::event(place, opened, opened.plus_us(600_000_000), EventKind::AnomalyClosed)?);
             }
             if place >= self.plant.machines / 2 {
                 let now = clock::to_wire(clock::now());
-                records.push(self.event(place, now, now, EventKind::AnomalyOpened)?);
+                records.push(Self::event(place, now, now, EventKind::AnomalyOpened)?);
             }
             self.tell(records).await?;
         }
@@ -208,7 +207,7 @@ impl Gateway {
     /// An anomaly of the machine at this place opens; of the lower half, where none is open.
     pub(crate) async fn open_anomaly(&mut self, place: usize) -> anyhow::Result<()> {
         let now = clock::to_wire(clock::now());
-        let record = self.event(place % (self.plant.machines / 2), now, now, EventKind::AnomalyOpened)?;
+        let record = Self::event(place % (self.plant.machines / 2), now, now, EventKind::AnomalyOpened)?;
         self.tell(vec![record]).await
     }
 
@@ -218,13 +217,7 @@ impl Gateway {
         self.publish(Lane::Events, first, events).await
     }
 
-    fn event(
-        &self,
-        place: usize,
-        opened: Timestamp,
-        at: Timestamp,
-        kind: fn(Anomaly) -> EventKind,
-    ) -> anyhow::Result<Record> {
+    fn event(place: usize, opened: Timestamp, at: Timestamp, kind: fn(Anomaly) -> EventKind) -> anyhow::Result<Record> {
         let anomaly = Anomaly {
             opened,
             score: 3.0,

@@ -28,7 +28,7 @@ async fn main() -> anyhow::Result<()> {
     let hours = arguments.next().unwrap_or(24);
     let seconds = arguments.next().unwrap_or(60);
     let daemon = Daemon::start().await?;
-    let token = daemon.sign_in().await?;
+    let token = daemon.sign_in()?;
     let plant = Plant::new(hours, MACHINES / GATEWAYS);
     let mut gateways = Vec::new();
     for index in 0..GATEWAYS {

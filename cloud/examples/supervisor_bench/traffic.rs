@@ -10,10 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use gemba_cloud::clock;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use jiff::Timestamp;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::time::{Instant, sleep_until};
 
@@ -91,7 +91,7 @@ pub(crate) async fn run(daemon: &Daemon, token: &str, lasts: Duration) -> anyhow
         let items = list["items"].as_array().context("items")?;
         Ok(items.iter().filter_map(|item| item["id"].as_str().map(str::to_owned)).collect())
     };
-    let now = Timestamp::now();
+    let now = clock::now();
     let targets = Targets {
         host: daemon.http.to_string(),
         bearer: format!("Bearer {token}"),
