@@ -13,7 +13,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -242,7 +242,7 @@ async fn a_killed_database_loses_no_delivery() {
     let told: BTreeSet<String> = receiver
         .calls()
         .iter()
-        .map(|call| serde_json::from_str::<serde_json::Value>(&call.body).unwrap())
+        .map(|call| serde_json::from_str::<Value>(&call.body).unwrap())
         .map(|body| body["data"]["notice_id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(told, notices);
@@ -293,16 +293,17 @@ async fn a_killed_daemon_goes_on_where_it_was() {
         mails.address.port()
     );
     std::fs::write(&file, text).unwrap();
-    let daemon = Daemon::start(&file);
     let (notice, _) = desk.notice(Role::Operator, "high").await;
-    desk.wait("sending", 1).await;
-    desk.wait("failed", 1).await;
-    let called = async {
-        while receiver.calls().is_empty() {
+    // The daemon has notices of its own to make of incidents that nobody was told of.
+    desk.server.sql("UPDATE incidents SET paged_severity = severity").await;
+    let daemon = Daemon::start(&file);
+    let tried = async {
+        let refused = |delivery: &Value| delivery["channel"] == "email" && delivery["last_error"] != Value::Null;
+        while receiver.calls().is_empty() || !desk.deliveries("").await.iter().any(refused) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(DEADLINE, called).await.expect("it is called");
+    timeout(DEADLINE, tried).await.expect("one is called and does not answer, the other refuses");
     let page =
         ureq::get(format!("http://{}/metrics", daemon.http)).call().unwrap().body_mut().read_to_string().unwrap();
     assert!(page.contains("gemba_cloud_deliveries_waiting"), "{page}");
@@ -313,7 +314,10 @@ async fn a_killed_daemon_goes_on_where_it_was() {
     desk.server.sql("UPDATE deliveries SET lease_until = now() WHERE state = 'sending'").await;
     let daemon = Daemon::start(&file);
     let sent = desk.wait("sent", 2).await;
-    assert!(sent.iter().all(|sent| sent["attempts"] == 2 && sent["notice_id"] == json!(notice)), "{sent:?}");
+    assert!(
+        sent.iter().all(|sent| sent["attempts"].as_u64() >= Some(2) && sent["notice_id"] == json!(notice)),
+        "{sent:?}"
+    );
     let calls = receiver.calls();
     assert_eq!(calls.len(), 2);
     assert_eq!(calls[0].header("webhook-id"), calls[1].header("webhook-id"));
