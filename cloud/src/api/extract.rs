@@ -1,5 +1,7 @@
 //! What a handler takes out of a request; every refusal is a problem.
 
+use std::{fmt, marker::PhantomData};
+
 use axum::{
     Json,
     body::HttpBody,
@@ -8,7 +10,10 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -27,8 +32,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let rejection = match <Json<T> as FromRequest<S>>::from_request(request, state).await {
-            Ok(Json(body)) => return Ok(Self(body)),
+        let rejection = match <Json<Object<T>> as FromRequest<S>>::from_request(request, state).await {
+            Ok(Json(Object(body))) => return Ok(Self(body)),
             Err(rejection) => rejection,
         };
         Err(match rejection {
@@ -50,6 +55,29 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             ),
             other => ApiError::new(StatusCode::BAD_REQUEST, "unreadable_body", other.body_text()),
         })
+    }
+}
+
+/// A JSON object: serde would take a list of a struct's fields in their order as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
     }
 }
 

@@ -90,8 +90,16 @@ pub struct NotificationChoice {
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct NotificationSettings {
-    #[serde(flatten)]
-    choice: NotificationChoice,
+    /// Whether to be told by e-mail.
+    email: bool,
+    /// Incidents below are not told; what is assigned to oneself is told always.
+    severity_min: Severity,
+    /// `null`: all that one has a role at.
+    sites: Option<Vec<Uuid>>,
+    /// What falls into them comes in one message when they end, if it is still open then; `null`: none.
+    quiet: Option<QuietHours>,
+    /// What is critical comes at once, also in quiet hours.
+    critical_passes: bool,
     /// Where e-mails go; `null`: nowhere, until an admin sets an address.
     address: Option<String>,
     /// Whether this server sends e-mails.
@@ -135,7 +143,10 @@ pub async fn put(
 fn settings(state: &ApiState, address: Option<String>, choice: &Choice) -> Tagged<NotificationSettings> {
     let choice = shown(choice);
     let tag = etag::of(&choice);
-    Tagged::with(NotificationSettings { choice, address, mail_available: state.notifications().mail }, tag)
+    let NotificationChoice { email, severity_min, sites, quiet, critical_passes } = choice;
+    let mail_available = state.notifications().mail;
+    let settings = NotificationSettings { email, severity_min, sites, quiet, critical_passes, address, mail_available };
+    Tagged::with(settings, tag)
 }
 
 fn chosen(body: NotificationChoice) -> Result<Choice, ApiError> {
