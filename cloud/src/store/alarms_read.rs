@@ -14,7 +14,7 @@ use super::{
     alarms::Subject,
     audit::{self, By, Change},
     holds::{self, in_effect},
-    words::Word,
+    words::{Word, at_least, rank},
 };
 use crate::{
     alarms::{Action, CHATTER_RAISES, ConditionState, Refused, Standing},
@@ -101,7 +101,6 @@ pub async fn list(
     limit: i64,
     now: Timestamp,
 ) -> Result<Vec<Alarm>, StoreError> {
-    let rank = |severity: &str| format!("array_position(ARRAY['low', 'medium', 'high', 'critical'], {severity})");
     let (key, order) = match filter.order {
         Order::RaisedAt => {
             ("(a.raised_at, a.id) < ($10, $11::uuid)".to_owned(), "a.raised_at DESC, a.id DESC".to_owned())
@@ -135,9 +134,7 @@ pub async fn list(
          ORDER BY {order} LIMIT $13"
     );
     let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
-    let severities: Option<Vec<&str>> = filter
-        .severity_min
-        .map(|least| Severity::ALL.into_iter().filter(|severity| *severity >= least).map(Severity::as_str).collect());
+    let severities = filter.severity_min.map(at_least);
     let statement = transaction.prepare_cached(&sql).await?;
     let rows = transaction
         .query(

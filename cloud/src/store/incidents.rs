@@ -9,7 +9,11 @@ use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{StoreError, holds::in_effect, words::Word};
+use super::{
+    StoreError,
+    holds::in_effect,
+    words::{SEVERITIES, Word, rank},
+};
 use crate::{
     alarms::Severity,
     incidents::{
@@ -161,15 +165,17 @@ async fn insert(transaction: &Transaction<'_>, newcomer: &Newcomer) -> Result<Uu
 /// Raises incidents' severity to that of their gravest open alarm; it does not fall while one is open.
 async fn graver(transaction: &Transaction<'_>) -> Result<Vec<Uuid>, StoreError> {
     let update = transaction
-        .prepare_cached(
-            "UPDATE incidents SET severity = (ARRAY['low', 'medium', 'high', 'critical'])[worst.rank]
-             FROM (SELECT a.incident_id, max(array_position(ARRAY['low', 'medium', 'high', 'critical'], a.severity)) AS rank
+        .prepare_cached(&format!(
+            "UPDATE incidents SET severity = ({SEVERITIES})[worst.rank]
+             FROM (SELECT a.incident_id, max({}) AS rank
                    FROM alarms a JOIN incidents i ON i.id = a.incident_id AND i.closed_at IS NULL
                    WHERE a.state <> 'normal' GROUP BY a.incident_id) worst
              WHERE incidents.id = worst.incident_id AND closed_at IS NULL
-               AND worst.rank > array_position(ARRAY['low', 'medium', 'high', 'critical'], incidents.severity)
+               AND worst.rank > {}
              RETURNING id",
-        )
+            rank("a.severity"),
+            rank("incidents.severity")
+        ))
         .await?;
     Ok(transaction.query(&update, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
@@ -196,9 +202,10 @@ async fn waiting(transaction: &Transaction<'_>, now: Timestamp) -> Result<Vec<Wa
              SELECT FROM alarms a LEFT JOIN machines m ON m.id = a.machine_id
              WHERE a.incident_id = i.id AND a.state IN ('unacknowledged', 'returned_unacknowledged')
                AND NOT EXISTS (SELECT FROM alarm_holds h WHERE {}))
-         ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], i.severity), i.opened_at, i.id
+         ORDER BY {} DESC, i.opened_at, i.id
          FOR UPDATE OF i",
-        in_effect("$1")
+        in_effect("$1"),
+        rank("i.severity")
     );
     let select = transaction.prepare_cached(&sql).await?;
     let rows = transaction.query(&select, &[&now]).await?;

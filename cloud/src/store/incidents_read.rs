@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{StoreError, words::Word};
+use super::{
+    StoreError,
+    words::{Word, at_least, rank},
+};
 use crate::{
     alarms::Severity,
     incidents::EscalationStep,
@@ -95,7 +98,6 @@ pub async fn list(
     after: Option<&After>,
     limit: i64,
 ) -> Result<Vec<Incident>, StoreError> {
-    let rank = |severity: &str| format!("array_position(ARRAY['low', 'medium', 'high', 'critical'], {severity})");
     let (key, order) = match filter.order {
         Order::OpenedAt => {
             ("(i.opened_at, i.id) < ($8, $9::uuid)".to_owned(), "i.opened_at DESC, i.id DESC".to_owned())
@@ -122,9 +124,7 @@ pub async fn list(
          ORDER BY {order} LIMIT $7"
     );
     let statement = transaction.prepare_cached(&sql).await?;
-    let severities: Option<Vec<&str>> = filter
-        .severity_min
-        .map(|least| Severity::ALL.into_iter().filter(|severity| *severity >= least).map(Severity::as_str).collect());
+    let severities = filter.severity_min.map(at_least);
     let (nobody, user) = match filter.assigned {
         None => (false, None),
         Some(Assigned::Nobody) => (true, None),

@@ -82,7 +82,7 @@ pub async fn add(
                                       created_at, created_by, updated_at)
              SELECT $1, sites.organisation_id, sites.id, m.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
                     $17, $18, $17
-             FROM machines m JOIN gateways g ON g.id = m.gateway_id JOIN sites ON sites.id = g.site_id WHERE m.id = $2",
+             FROM machines m JOIN sites ON sites.id = m.site_id WHERE m.id = $2",
             &[
                 &id,
                 &machine,
