@@ -5,6 +5,7 @@
 //! the cloud, as the cloud's database has them.
 
 use std::{
+    collections::BTreeSet,
     env,
     fmt::Write as _,
     net::SocketAddr,
@@ -87,19 +88,21 @@ fn value(pump: u32, sensor: u32, step: i64, broken: bool) -> f64 {
     (20.0 + noise as f64 / 100.0) * if broken { 10.0 } else { 1.0 }
 }
 
-/// Delays of the alarms of pumps `from` to `to`, in milliseconds, sorted; waits until they are all there.
-async fn delays(plant: &Plant, from: u32, to: u32) -> Vec<f64> {
+/// Delays of the alarms that pumps `from` to `to` raised since then, in milliseconds, sorted; waits until each pump has one.
+/// An alarm that was raised while the link was down waited for the link.
+async fn delays(plant: &Plant, from: u32, to: u32, since: Timestamp) -> Vec<f64> {
     let database = plant.database().await;
-    let sql = "SELECT (1000 * extract(epoch FROM a.arrived_at - a.raised_at))::float8 FROM alarms a
-        JOIN machines m ON m.id = a.machine_id WHERE a.condition = 'anomaly' AND m.name = ANY($1) ORDER BY 1";
+    let sql = "SELECT m.name, a.raised_at >= to_timestamp($2::float8 / 1e6), (1000 * extract(epoch FROM a.arrived_at - a.raised_at))::float8
+        FROM alarms a JOIN machines m ON m.id = a.machine_id WHERE a.condition = 'anomaly' AND m.name = ANY($1) ORDER BY 3";
     let names: Vec<String> = (from..to).map(|pump| format!("pump-{pump}")).collect();
     let begun = Instant::now();
     loop {
-        let rows = database.query(sql, &[&names]).await.unwrap();
-        if rows.len() as u32 >= to - from {
-            return rows.iter().map(|row| row.get(0)).collect();
+        let rows = database.query(sql, &[&names, &(since.0 as f64)]).await.unwrap();
+        let pumps: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        if pumps.len() as u32 == to - from {
+            return rows.iter().filter(|row| row.get(1)).map(|row| row.get(2)).collect();
         }
-        assert!(begun.elapsed() < DEADLINE, "{} of {} alarms\n{}", rows.len(), names.len(), plant.edge.tail());
+        assert!(begun.elapsed() < DEADLINE, "{} of {} alarms\n{}", pumps.len(), names.len(), plant.edge.tail());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -121,7 +124,7 @@ async fn alarms_overtake_a_backlog_that_is_drained_beside_live_data() {
     arrive_at_the_present(&database, pumps).await;
     let half = pumps / 2;
     live.break_down(half, apart).await;
-    let before = delays(&plant, 0, half).await;
+    let before = delays(&plant, 0, half, Timestamp(0)).await;
 
     plant.link.cut();
     let second = Duration::from_secs(1);
@@ -138,11 +141,12 @@ async fn alarms_overtake_a_backlog_that_is_drained_beside_live_data() {
     plant.link.mend();
     let mended = Instant::now();
     wait("the link", || plant.edge_metric("gemba_edge_cloud_connected") > 0.0).await;
-    let connected = Instant::now();
-    delays(&plant, half, half + 1).await;
+    let (connected, since) = (Instant::now(), now());
+    delays(&plant, half, half + 1, Timestamp(0)).await;
     let first_event = connected.elapsed();
     live.break_down(pumps - half - 1, apart).await;
-    let during = delays(&plant, half + 1, pumps).await;
+    let during = delays(&plant, half + 1, pumps, since).await;
+    assert!(!during.is_empty(), "no alarm beside the backlog");
     let still = Backlog::of(&plant, &database).await;
     empty(&plant).await;
     let drained = connected.elapsed().as_secs_f64();
