@@ -2,7 +2,7 @@
 //!
 //! Handlers take a request apart and put an answer together; what is in it is decided elsewhere. Every route stands
 //! in the table of [`access`]; every error is a [`problem`]; a request has an id (`x-request-id`), a deadline
-//! ([`DEADLINE`]) and a body of at most [`BODY_BYTES_MAX`].
+//! ([`DEADLINE`]) and a body of at most [`BODY_BYTES_MAX`]; files of tickets may be larger, and take longer.
 
 pub mod access;
 pub mod alarms;
@@ -33,6 +33,7 @@ pub mod series;
 pub mod session;
 pub mod sessions;
 pub mod sites;
+pub mod tickets;
 pub mod users;
 pub mod webhooks;
 
@@ -44,7 +45,7 @@ use std::{
 use axum::{
     Router,
     extract::{DefaultBodyLimit, MatchedPath, Request},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -74,6 +75,8 @@ pub use document::openapi;
 pub const BODY_BYTES_MAX: usize = 64 * 1_024;
 /// How long a request may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// The same for one that sends a file: a phone in a hall has a slow link.
+pub const UPLOAD_DEADLINE: Duration = Duration::from_mins(2);
 /// How often the tokens' keys are read: more often than a new one waits before it signs.
 const KEYS_EVERY: Duration = Duration::from_mins(1);
 /// How often because of a token with a key that is not known.
@@ -102,6 +105,7 @@ struct Inner {
     /// Trends read at a time: intake needs connections as well.
     trends: Semaphore,
     exports: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
     notifications: Notifying,
 }
 
@@ -132,6 +136,8 @@ pub struct Parts {
     pub mail: bool,
     /// Where webhooks may lead.
     pub webhook_policy: Policy,
+    /// How much of files tickets have.
+    pub attachments: tickets::files::Limits,
     /// Why the daemon is not ready, besides the database; for `/readyz`.
     pub not_ready: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
@@ -167,6 +173,7 @@ impl ApiState {
             trends: Semaphore::new(TRENDS_MAX),
             notifications,
             exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
+            uploads: Arc::new(Semaphore::new(tickets::files::UPLOADS_MAX)),
         }))
     }
 
@@ -260,6 +267,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(users::grant))
         .routes(routes!(users::link))
         .routes(routes!(sites::organisation, sites::rename_organisation))
+        .routes(routes!(sites::cost_basis, sites::set_cost_basis))
         .routes(routes!(sites::list, sites::create))
         .routes(routes!(sites::one, sites::rename))
         .routes(routes!(areas::list, areas::create))
@@ -304,6 +312,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(webhooks::test))
         .routes(routes!(deliveries::list))
         .routes(routes!(deliveries::retry))
+        .merge(ticket_routes())
         .routes(routes!(live::open))
         .routes(routes!(document::serve));
     OpenApiRouter::new()
@@ -311,6 +320,25 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))
+}
+
+fn ticket_routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new()
+        .routes(routes!(tickets::list, tickets::create))
+        .routes(routes!(tickets::one, tickets::change))
+        .routes(routes!(tickets::steps::assign))
+        .routes(routes!(tickets::steps::advance))
+        .routes(routes!(tickets::steps::close))
+        .routes(routes!(tickets::steps::cancel))
+        .routes(routes!(tickets::steps::reopen))
+        .routes(routes!(tickets::steps::failure_modes))
+        .routes(routes!(tickets::work::comment))
+        .routes(routes!(tickets::work::add_item))
+        .routes(routes!(tickets::work::tick, tickets::work::remove_item))
+        .routes(routes!(tickets::work::add_cost))
+        .routes(routes!(tickets::work::remove_cost))
+        .routes(routes!(tickets::files::add))
+        .routes(routes!(tickets::files::read_file, tickets::files::remove))
 }
 
 /// All routes; what is not below `/api` and not a probe is left to the caller's fallback (the page).
@@ -353,7 +381,9 @@ async fn around(mut request: Request, next: Next) -> Response {
     // The route, not the path: names and ids of a plant are not for every log.
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
-    let answer = tokio::time::timeout(DEADLINE, next.run(request)).await;
+    let upload = method == Method::POST && route == tickets::files::UPLOAD;
+    let deadline = if upload { UPLOAD_DEADLINE } else { DEADLINE };
+    let answer = tokio::time::timeout(deadline, next.run(request)).await;
     let late = || ApiError::unavailable("deadline", "this took too long; ask for less", Duration::from_secs(5));
     let mut response = answer.unwrap_or_else(|_| late().into_response());
     let headers = response.headers_mut();

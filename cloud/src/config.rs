@@ -12,8 +12,10 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de};
 
 pub mod notifications;
+pub mod tickets;
 
 pub use notifications::Notifications;
+pub use tickets::Tickets;
 
 /// The exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 78;
@@ -33,6 +35,7 @@ pub struct Config {
     pub alarms: Alarms,
     pub notifications: Notifications,
     pub history: History,
+    pub tickets: Tickets,
 }
 
 impl Default for Config {
@@ -47,6 +50,7 @@ impl Default for Config {
             alarms: Alarms::default(),
             notifications: Notifications::default(),
             history: History::default(),
+            tickets: Tickets::default(),
         }
     }
 }
@@ -442,6 +446,8 @@ mod tests {
         refused("[mqtt]\nlisten = \"127.0.0.1:8080\"\n", 2, &["mqtt.listen", "http.listen"]);
         refused("database_connections_max = 1\n", 1, &["database_connections_max", "4 to 200"]);
         refused("data_dir = \n", 1, &["data_dir"]);
+        refused("[tickets]\nattachment_bytes_max = 10\n", 2, &["attachment_bytes_max", "1000 to 100000000"]);
+        refused("[tickets]\nattachments_max = 0\n", 2, &["attachments_max", "1 to 1000"]);
         refused("[notifications]\nemails_per_hour = 0\n", 2, &["emails_per_hour", "1 to 100000"]);
         let smtp = "[notifications.smtp]\nhost = \"mail\"\n";
         refused(smtp, 1, &["from"]);

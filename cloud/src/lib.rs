@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod users;
 pub mod alarms;
 pub mod incidents;
+pub mod tickets;
 pub mod machines;
 pub mod history;
 pub mod views;

@@ -17,6 +17,7 @@ pub enum Change {
     Machine(Uuid),
     Alarm(Uuid),
     Incident(Uuid),
+    Ticket(Uuid),
     Anomaly(Uuid),
     Gateway(Uuid),
 }

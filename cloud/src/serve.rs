@@ -164,6 +164,7 @@ struct Daemon {
     offer: Offer,
     url: String,
     requests_per_s: u32,
+    attachments: api::tickets::files::Limits,
     settings: intake::Settings,
     patience: Patience,
     pack_after: SignedDuration,
@@ -185,6 +186,10 @@ impl Daemon {
             offer,
             url: config.http.url(),
             requests_per_s: config.http.requests_per_s,
+            attachments: api::tickets::files::Limits {
+                bytes_max: config.tickets.attachment_bytes_max,
+                count_max: config.tickets.attachments_max,
+            },
             settings: intake::Settings {
                 offline_after: config.alarms.offline_after,
                 late_after: config.alarms.late_after,
@@ -341,6 +346,7 @@ impl Daemon {
             metrics: Box::new(move || page.page()),
             mail: self.deliveries.mail(),
             webhook_policy,
+            attachments: self.attachments,
             not_ready: Box::new(move || {
                 if stopping.load(Ordering::Relaxed) {
                     Some("the daemon is stopping".into())

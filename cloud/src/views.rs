@@ -6,6 +6,7 @@ pub mod alarm;
 pub mod incident;
 pub mod machine;
 pub mod rule;
+pub mod ticket;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ pub use alarm::{Alarm, AlarmHold, AlarmQuality, ConditionCount, Held};
 pub use incident::{Incident, IncidentComment, IncidentDetail, Notice};
 pub use machine::{Connection, Detector, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Sensor};
 pub use rule::AlarmRule;
+pub use ticket::{
+    AnomalyLabel, Attachment, CostLine, Ticket, TicketComment, TicketDetail, TicketItem, TicketLink, TicketStep,
+};
 
 /// How many sensors of an anomaly its alarm names.
 pub const LEAD_SENSORS_MAX: usize = 3;
@@ -178,6 +182,11 @@ pub struct Anomaly {
     pub model: String,
     /// Falling.
     pub shares: Vec<Share>,
+    /// What people said: it was one, or a false alarm; `null`: nothing yet.
+    pub real: Option<bool>,
+    pub labelled_at: Option<Timestamp>,
+    /// The user's name.
+    pub labelled_by: Option<String>,
 }
 
 /// The raw values around an event; a row a step.

@@ -16,7 +16,7 @@ use axum::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{ApiState, RequestId, idempotency, problem::ApiError};
+use super::{ApiState, RequestId, idempotency, problem::ApiError, tickets::files::UPLOAD};
 use crate::{
     store::{
         self,
@@ -69,6 +69,8 @@ pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::DELETE, "/api/v1/api-keys/{id}", Access::User),
     (Method::GET, "/api/v1/organisation", Access::User),
     (Method::PATCH, "/api/v1/organisation", Access::Organisation(Role::Admin)),
+    (Method::GET, "/api/v1/organisation/costs", Access::User),
+    (Method::PUT, "/api/v1/organisation/costs", Access::Organisation(Role::Admin)),
     (Method::GET, "/api/v1/users", Access::Organisation(Role::Admin)),
     (Method::POST, "/api/v1/users", Access::Organisation(Role::Admin)),
     (Method::GET, "/api/v1/users/{id}", Access::Organisation(Role::Admin)),
@@ -123,6 +125,27 @@ pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::POST, "/api/v1/incidents/{id}/comments", Access::At(Role::Operator, Object::Incident)),
     (Method::POST, "/api/v1/incidents/{id}/acknowledge", Access::At(Role::Operator, Object::Incident)),
     (Method::POST, "/api/v1/incidents/{id}/close", Access::At(Role::Operator, Object::Incident)),
+    (Method::GET, "/api/v1/tickets", Access::Role(Role::Viewer)),
+    // For others than oneself, supervisors only: the route looks.
+    (Method::POST, "/api/v1/tickets", Access::Role(Role::Operator)),
+    (Method::GET, "/api/v1/tickets/{id}", Access::At(Role::Viewer, Object::Ticket)),
+    (Method::PATCH, "/api/v1/tickets/{id}", Access::At(Role::Supervisor, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/assign", Access::At(Role::Supervisor, Object::Ticket)),
+    // Of others' tickets, supervisors only: the route looks.
+    (Method::POST, "/api/v1/tickets/{id}/move", Access::At(Role::Operator, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/close", Access::At(Role::Supervisor, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/cancel", Access::At(Role::Supervisor, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/reopen", Access::At(Role::Supervisor, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/comments", Access::At(Role::Operator, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/items", Access::At(Role::Operator, Object::Ticket)),
+    (Method::PUT, "/api/v1/tickets/{id}/items/{item}", Access::At(Role::Operator, Object::Ticket)),
+    (Method::DELETE, "/api/v1/tickets/{id}/items/{item}", Access::At(Role::Supervisor, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/costs", Access::At(Role::Operator, Object::Ticket)),
+    (Method::DELETE, "/api/v1/tickets/{id}/costs/{cost}", Access::At(Role::Supervisor, Object::Ticket)),
+    (Method::POST, "/api/v1/tickets/{id}/attachments", Access::At(Role::Operator, Object::Ticket)),
+    (Method::GET, "/api/v1/tickets/{id}/attachments/{attachment}", Access::At(Role::Viewer, Object::Ticket)),
+    (Method::DELETE, "/api/v1/tickets/{id}/attachments/{attachment}", Access::At(Role::Supervisor, Object::Ticket)),
+    (Method::GET, "/api/v1/failure-modes", Access::User),
     (Method::GET, "/api/v1/escalation", Access::Role(Role::Viewer)),
     (Method::PUT, "/api/v1/escalation", Access::Organisation(Role::Admin)),
     (Method::GET, "/api/v1/me/notifications", Access::Role(Role::Viewer)),
@@ -248,7 +271,12 @@ pub async fn gate(State(state): State<ApiState>, path: MatchedPath, mut request:
         (None, None) => next.run(request).await,
         (None, Some(shown)) => match admit(&state, access, shown, source, &mut request).await {
             Err(error) => error.into_response(),
-            Ok(caller) if request.method() == Method::POST && request.headers().contains_key(idempotency::KEY) => {
+            // An upload is the same when it comes again, and larger than what is kept to be compared.
+            Ok(caller)
+                if request.method() == Method::POST
+                    && path.as_str() != UPLOAD
+                    && request.headers().contains_key(idempotency::KEY) =>
+            {
                 idempotency::run(&state, &caller, request, next).await
             }
             Ok(_) => next.run(request).await,

@@ -3,7 +3,7 @@
 use axum::{Json, extract::State, http::StatusCode};
 use deadpool_postgres::Transaction;
 use gemba_shared::{ids::MachineId, message::CommandKind};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -15,11 +15,10 @@ use super::{
     problem::ApiError,
 };
 use crate::{
-    clock,
     live::Change,
     store::{
         commands::{self, Given},
-        scoped,
+        labels, scoped,
     },
     views::{CommandWord, GatewayCommand},
 };
@@ -81,14 +80,8 @@ pub async fn give(
     let now = state.now();
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let new = commands::NewCommand {
-        gateway,
-        kind: kind(&transaction, gateway, &body).await?,
-        by: caller.user.id,
-        now,
-        expires_at: now.saturating_add(SignedDuration::from_secs(i64::from(valid_for_s))).unwrap_or(now),
-    };
-    let number = match commands::give(&transaction, &new, &caller.by()).await? {
+    let expires_at = now.saturating_add(SignedDuration::from_secs(i64::from(valid_for_s))).unwrap_or(now);
+    let number = match hand(&transaction, gateway, &body, &caller, (now, expires_at)).await? {
         Given::Number(number) => number,
         Given::NoSuchGateway => return Err(ApiError::not_found("gateway")),
         Given::NotEnrolled => return Err(ApiError::conflict("not_enrolled", "the gateway is not enrolled")),
@@ -103,12 +96,22 @@ pub async fn give(
     transaction.commit().await?;
     tracing::info!(%gateway, number, kind = ?body.kind, user = caller.user.name, "command given");
     state.tell(Change::Gateway(gateway));
+    if let (CommandWord::LabelAnomaly, Some(anomaly)) = (body.kind, body.anomaly) {
+        state.tell(Change::Anomaly(anomaly));
+    }
     given.map(|given| (StatusCode::CREATED, Json(given))).ok_or_else(|| ApiError::not_found("command"))
 }
 
-/// The command in the gateway's words.
-async fn kind(transaction: &Transaction<'_>, gateway: Uuid, body: &NewCommand) -> Result<CommandKind, ApiError> {
-    Ok(match body.kind {
+/// Gives the command, in the gateway's words.
+async fn hand(
+    transaction: &Transaction<'_>,
+    gateway: Uuid,
+    body: &NewCommand,
+    caller: &Caller,
+    (now, expires_at): (Timestamp, Timestamp),
+) -> Result<Given, ApiError> {
+    let (by, user) = (caller.by(), caller.user.id);
+    let kind = match body.kind {
         CommandWord::Recalibrate => CommandKind::Recalibrate { machine: machine(transaction, gateway, body).await? },
         CommandWord::AcceptNewNormal => {
             CommandKind::AcceptNewNormal { machine: machine(transaction, gateway, body).await? }
@@ -117,16 +120,18 @@ async fn kind(transaction: &Transaction<'_>, gateway: Uuid, body: &NewCommand) -
             out: body.out.ok_or_else(|| ApiError::field("out", "is needed: true or false"))?,
             machine: machine(transaction, gateway, body).await?,
         },
+        // It is written of the anomaly as well.
         CommandWord::LabelAnomaly => {
             let real = body.real.ok_or_else(|| ApiError::field("real", "is needed: true or false"))?;
-            let id = body.anomaly.ok_or_else(|| ApiError::field("anomaly", "is needed: an anomaly's id"))?;
-            let found = commands::anomaly(transaction, gateway, id).await?;
-            let (name, opened) = found.ok_or_else(|| ApiError::field("anomaly", "is none of this gateway"))?;
-            CommandKind::LabelAnomaly { machine: named(&name)?, opened: clock::to_wire(opened), real }
+            let anomaly = body.anomaly.ok_or_else(|| ApiError::field("anomaly", "is needed: an anomaly's id"))?;
+            let answer = labels::Answer { real, user, now, expires_at };
+            let given = labels::one(transaction, gateway, anomaly, answer, &by).await?;
+            return given.ok_or_else(|| ApiError::field("anomaly", "is none of this gateway"));
         }
         CommandWord::Reload => CommandKind::Reload,
         CommandWord::SendDiagnostics => CommandKind::SendDiagnostics,
-    })
+    };
+    Ok(commands::give(transaction, &commands::NewCommand { gateway, kind, by: user, now, expires_at }, &by).await?)
 }
 
 async fn machine(transaction: &Transaction<'_>, gateway: Uuid, body: &NewCommand) -> Result<MachineId, ApiError> {

@@ -22,7 +22,7 @@ use super::problem::{ApiError, FieldError};
 pub const LIMIT_DEFAULT: u16 = 50;
 pub const LIMIT_MAX: u16 = 200;
 /// Times outside are no plant's.
-const YEARS: std::ops::RangeInclusive<i16> = 1970..=2199;
+pub(super) const YEARS: std::ops::RangeInclusive<i16> = 1970..=2199;
 
 /// A JSON body.
 #[derive(Debug)]
@@ -156,6 +156,16 @@ impl Params {
         let parsed = if values.is_empty() { parse(&value) } else { None };
         if parsed.is_none() {
             self.errors.push(FieldError { field: name.to_owned(), message: format!("should be {expected}, once") });
+        }
+        parsed
+    }
+
+    /// A parameter that may be repeated; `expected` says what each should be.
+    pub fn each<T>(&mut self, name: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
+        let given = self.many(name);
+        let parsed: Vec<T> = given.iter().filter_map(|value| parse(value)).collect();
+        if parsed.len() < given.len() {
+            self.errors.push(FieldError { field: name.to_owned(), message: format!("should be {expected}") });
         }
         parsed
     }

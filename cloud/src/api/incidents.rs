@@ -23,7 +23,7 @@ use crate::{
         audit,
         incidents::{Recipient, notice},
         incidents_read::{self, After, Assigned, Filter, Locked, Order},
-        scoped,
+        scoped, tickets,
     },
     users::Role,
     views::{Incident, IncidentDetail, Severity, word},
@@ -260,6 +260,7 @@ async fn detail(transaction: &Transaction<'_>, id: Uuid, now: Timestamp) -> Resu
         items: alarms_read::list(transaction, &of, None, ALARMS_MAX, now).await?,
         thread: incidents_read::comments(transaction, id).await?,
         notices: incidents_read::notices(transaction, id).await?,
+        tickets: tickets::read::of_incident(transaction, id).await?,
     }))
 }
 

@@ -10,6 +10,7 @@ use axum::{
 };
 use serde::Serialize;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::{
     series::BadRange,
@@ -36,6 +37,9 @@ pub struct Problem {
     code: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
+    /// What is there already, where that is what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    existing_id: Option<Uuid>,
 }
 
 /// An error on its way to a client.
@@ -45,13 +49,14 @@ pub struct ApiError {
     code: &'static str,
     detail: String,
     errors: Vec<FieldError>,
+    existing: Option<Uuid>,
     retry_after: Option<Duration>,
 }
 
 impl ApiError {
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Display) -> Self {
-        Self { status, code, detail: detail.to_string(), errors: Vec::new(), retry_after: None }
+        Self { status, code, detail: detail.to_string(), errors: Vec::new(), existing: None, retry_after: None }
     }
 
     #[must_use]
@@ -99,6 +104,12 @@ impl ApiError {
         error.retry_after(wait)
     }
 
+    /// What is there already.
+    #[must_use]
+    pub fn existing(self, id: Uuid) -> Self {
+        Self { existing: Some(id), ..self }
+    }
+
     /// When to try again.
     #[must_use]
     pub fn retry_after(self, wait: Duration) -> Self {
@@ -125,6 +136,7 @@ impl IntoResponse for ApiError {
             detail: self.detail,
             code: self.code,
             errors: self.errors,
+            existing_id: self.existing,
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (self.status, body).into_response();

@@ -17,9 +17,12 @@ use super::{
     extract::{Body, Items, Params, Path, named},
     problem::ApiError,
 };
-use crate::store::{
-    scoped,
-    sites::{self, Named, Organisation, Site},
+use crate::{
+    store::{
+        scoped,
+        sites::{self, CostBasis, Named, Organisation, Site},
+    },
+    tickets::costs::{AMOUNT_MAX, is_currency},
 };
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -60,6 +63,43 @@ pub async fn rename_organisation(
     transaction.commit().await?;
     let after = Organisation { name: name.clone(), ..before };
     Ok(Tagged::by(after, &name))
+}
+
+/// What the organisation's work is counted in.
+#[utoipa::path(get, path = "/organisation/costs", tag = "tickets", responses((status = 200, body = CostBasis)))]
+pub async fn cost_basis(State(state): State<ApiState>, caller: Caller) -> Result<Tagged<CostBasis>, ApiError> {
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    Ok(Tagged::new(sites::cost_basis(&transaction, caller.user.organisation).await?))
+}
+
+/// Say what the organisation's work is counted in. What was written down before stays as it was.
+#[utoipa::path(put, path = "/organisation/costs", tag = "tickets", params(("If-Match" = Option<String>, Header)),
+    request_body = CostBasis,
+    responses((status = 200, body = CostBasis), (status = 412, description = "`changed_meanwhile`")))]
+pub async fn set_cost_basis(
+    State(state): State<ApiState>,
+    caller: Caller,
+    if_match: IfMatch,
+    Body(body): Body<CostBasis>,
+) -> Result<Tagged<CostBasis>, ApiError> {
+    if !is_currency(&body.currency) {
+        return Err(ApiError::field("currency", "is a code of ISO 4217, like EUR"));
+    }
+    if !(0..=AMOUNT_MAX).contains(&body.labour_rate_minor) {
+        return Err(ApiError::field("labour_rate_minor", format_args!("is from 0 to {AMOUNT_MAX}")));
+    }
+    let organisation = caller.user.organisation;
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    // The lock keeps two from changing it at once.
+    sites::organisation(&transaction, organisation, true).await?;
+    let before = sites::cost_basis(&transaction, organisation).await?;
+    if_match.check(&before)?;
+    sites::set_cost_basis(&transaction, organisation, (&before, &body), &caller.by(), state.now()).await?;
+    transaction.commit().await?;
+    tracing::info!(currency = body.currency, user = caller.user.name, "cost basis set");
+    Ok(Tagged::new(body))
 }
 
 /// Sites, by name.

@@ -88,11 +88,11 @@ async fn gather(transaction: &Transaction<'_>, now: Timestamp) -> Result<(), Sto
     if held.is_empty() {
         return Ok(());
     }
-    let incidents: Vec<Uuid> = held.iter().map(|held| held.incident).collect();
-    let open = notices::open(transaction, &incidents).await?;
+    let subjects: Vec<Uuid> = held.iter().map(|held| held.facts.subject()).collect();
+    let open = notices::open(transaction, &subjects).await?;
     // A person wants to know what is still so; a program wants to know all.
     let (current, closed): (Vec<Held>, Vec<Held>) =
-        held.into_iter().partition(|held| held.channel == Channel::Webhook || open.contains(&held.incident));
+        held.into_iter().partition(|held| held.channel == Channel::Webhook || open.contains(&held.facts.subject()));
     let closed: Vec<Uuid> = closed.iter().map(|held| held.id).collect();
     deliveries::skip(transaction, &closed, Skip::Closed, None).await?;
     let mut groups: BTreeMap<(Uuid, Uuid), Vec<Held>> = BTreeMap::new();
@@ -120,10 +120,11 @@ async fn join(transaction: &Transaction<'_>, group: &[Held], now: Timestamp) -> 
     deliveries::skip(transaction, &ids, Skip::InDigest, Some(digest)).await
 }
 
-/// For a person, the last word on each incident.
+/// For a person, the last word on each incident and ticket.
 fn worth_telling(group: &[Held]) -> Vec<&Held> {
     let last = |(i, held): &(usize, &Held)| {
-        held.channel == Channel::Webhook || !group[i + 1..].iter().any(|later| later.incident == held.incident)
+        let subject = held.facts.subject();
+        held.channel == Channel::Webhook || !group[i + 1..].iter().any(|later| later.facts.subject() == subject)
     };
     group.iter().enumerate().filter(last).map(|(_, held)| held).collect()
 }

@@ -31,7 +31,7 @@ use crate::{
         objects::{self, Object},
     },
     users::scope::Scope,
-    views::{Alarm, Anomaly, Gateway, Incident, MachineLive, MachineState, Patience},
+    views::{Alarm, Anomaly, Gateway, Incident, MachineLive, MachineState, Patience, Ticket},
 };
 
 /// Messages that a client may be behind.
@@ -59,6 +59,9 @@ pub enum Message {
     },
     Incident {
         incident: Box<Incident>,
+    },
+    Ticket {
+        ticket: Box<Ticket>,
     },
     Anomaly {
         anomaly: Box<Anomaly>,
@@ -141,6 +144,7 @@ struct Pending {
     machines: HashSet<Uuid>,
     alarms: HashSet<Uuid>,
     incidents: HashSet<Uuid>,
+    tickets: HashSet<Uuid>,
     anomalies: HashSet<Uuid>,
     gateways: HashSet<Uuid>,
 }
@@ -151,14 +155,15 @@ impl Pending {
             Change::Machine(id) => self.machines.insert(id),
             Change::Alarm(id) => self.alarms.insert(id),
             Change::Incident(id) => self.incidents.insert(id),
+            Change::Ticket(id) => self.tickets.insert(id),
             Change::Anomaly(id) => self.anomalies.insert(id),
             Change::Gateway(id) => self.gateways.insert(id),
         };
     }
 
     fn others(&self) -> bool {
-        let Self { alarms, incidents, anomalies, gateways, machines: _ } = self;
-        ![alarms, incidents, anomalies, gateways].iter().all(|ids| ids.is_empty())
+        let Self { alarms, incidents, tickets, anomalies, gateways, machines: _ } = self;
+        ![alarms, incidents, tickets, anomalies, gateways].iter().all(|ids| ids.is_empty())
     }
 }
 
@@ -289,6 +294,14 @@ impl Hub {
                 self.feed.tell(&site, incident.id, &Message::Incident { incident: Box::new(incident) });
             }
             self.pending.incidents.retain(|id| !ids.contains(id));
+        }
+        let ids = some_of(&self.pending.tickets);
+        if !ids.is_empty() {
+            for ticket in store::tickets::read::by_ids(&transaction, &ids, (self.clock)()).await? {
+                let site = HashMap::from([(ticket.id, ticket.site_id)]);
+                self.feed.tell(&site, ticket.id, &Message::Ticket { ticket: Box::new(ticket) });
+            }
+            self.pending.tickets.retain(|id| !ids.contains(id));
         }
         Ok(())
     }

@@ -12,7 +12,10 @@
 //!   "to": {"role": "operator"}}}
 //! ```
 //!
-//! `type` is `incident.opened`, `incident.severity_rose`, `incident.escalated`, `incident.assigned`, `digest` (`data.items` are
+//! Of a ticket (`ticket.assigned`) `data.incident` is `null`, and instead there is
+//! `"ticket": {"id": "…", "number": 12, "title": "…", "due_at": "…", "url": "https://…/#/tickets/…"}`; `severity` is its priority then.
+//!
+//! `type` is `incident.opened`, `incident.severity_rose`, `incident.escalated`, `incident.assigned`, `ticket.assigned`, `digest` (`data.items` are
 //! such objects, the oldest first, at most [`DIGEST_ITEMS_MAX`]; `data.count` says how many there were; `data.hold` why they waited), or `test`.
 //! `machine` is `null` where the incident began with a gateway's own alarm.
 
@@ -50,7 +53,16 @@ pub struct AlarmFacts {
     pub raised_at: Timestamp,
 }
 
-/// What a notice was about, when it was given.
+/// A ticket that somebody is told of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketFacts {
+    pub id: Uuid,
+    pub number: i64,
+    pub title: String,
+    pub due_at: Option<Timestamp>,
+}
+
+/// What a notice was about, when it was given: an incident, or a ticket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     pub notice: Uuid,
@@ -58,7 +70,10 @@ pub struct Facts {
     pub reason: Reason,
     pub severity: Severity,
     pub site: Named,
-    pub incident: Uuid,
+    pub incident: Option<Uuid>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<TicketFacts>,
+    /// Or made.
     pub opened_at: Timestamp,
     pub alarm_count: i64,
     pub alarms: Vec<AlarmFacts>,
@@ -68,9 +83,26 @@ pub struct Facts {
     pub user: Option<String>,
 }
 
+impl Facts {
+    /// The incident or the ticket.
+    #[must_use]
+    pub fn subject(&self) -> Uuid {
+        self.ticket.as_ref().map(|ticket| ticket.id).or(self.incident).unwrap_or(self.notice)
+    }
+
+    /// What its link is called, and where it leads.
+    fn link(&self, page: &str) -> (&'static str, String) {
+        match &self.ticket {
+            Some(ticket) => ("Open the ticket", format!("{page}/#/tickets/{}", ticket.id)),
+            None => ("Open the incident", format!("{page}/#/incidents/{}", self.subject())),
+        }
+    }
+}
+
 /// What a delivery says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "few are in memory at a time, and nearly all are notices")]
 pub enum Content {
     Notice(Facts),
     Digest { items: Vec<Facts>, count: usize, hold: Hold },
@@ -93,11 +125,12 @@ impl Content {
 pub fn body(content: &Content, page: &str, made_at: Timestamp) -> String {
     let (kind, data) = match content {
         Content::Notice(facts) => (
-            match facts.reason {
-                Reason::Opened => "incident.opened",
-                Reason::SeverityRose => "incident.severity_rose",
-                Reason::Escalated => "incident.escalated",
-                Reason::Assigned => "incident.assigned",
+            match (facts.reason, &facts.ticket) {
+                (Reason::Opened, _) => "incident.opened",
+                (Reason::SeverityRose, _) => "incident.severity_rose",
+                (Reason::Escalated, _) => "incident.escalated",
+                (Reason::Assigned, None) => "incident.assigned",
+                (Reason::Assigned, Some(_)) => "ticket.assigned",
             },
             data(facts, page),
         ),
@@ -112,27 +145,29 @@ pub fn body(content: &Content, page: &str, made_at: Timestamp) -> String {
 
 fn data(facts: &Facts, page: &str) -> Value {
     let machine = facts.machine.as_ref();
-    json!({
+    let mut data = json!({
         "notice_id": facts.notice,
         "reason": facts.reason,
         "severity": facts.severity,
         "site": facts.site,
-        "incident": {
-            "id": facts.incident,
+        "incident": facts.incident.map(|id| json!({
+            "id": id,
             "opened_at": facts.opened_at,
             "alarm_count": facts.alarm_count,
             "alarms": facts.alarms,
-            "url": incident_url(page, facts.incident),
-        },
+            "url": facts.link(page).1,
+        })),
         "machine": machine.map(|machine| {
             json!({"id": machine.id, "name": machine.name, "url": format!("{page}/#/machines/{}", machine.id)})
         }),
         "to": {"role": facts.role, "user": facts.user},
-    })
-}
-
-fn incident_url(page: &str, incident: Uuid) -> String {
-    format!("{page}/#/incidents/{incident}")
+    });
+    if let Some(TicketFacts { id, number, title, due_at }) = &facts.ticket {
+        data["ticket"] = json!({
+            "id": id, "number": number, "title": title, "due_at": due_at, "url": facts.link(page).1,
+        });
+    }
+    data
 }
 
 /// Where a user chooses what to be told of.
@@ -173,6 +208,9 @@ fn subject(facts: &Facts) -> String {
         Reason::Escalated => ": nobody has taken it",
         Reason::Assigned => ": assigned to you",
     };
+    if let Some(TicketFacts { number, title, .. }) = &facts.ticket {
+        return format!("[{word}] #{number} {title} ({}){what}", facts.site.name);
+    }
     format!("[{word}] {machine} ({}){what}", facts.site.name)
 }
 
@@ -181,6 +219,7 @@ fn notice(facts: &Facts, page: &str) -> Text {
         Reason::Opened => "An incident has begun.",
         Reason::SeverityRose => "An incident has become more severe.",
         Reason::Escalated => "Nobody has taken an incident yet; it is handed on to you.",
+        Reason::Assigned if facts.ticket.is_some() => "A ticket was assigned to you.",
         Reason::Assigned => "An incident was assigned to you.",
     };
     let mut paragraphs = vec![why.to_owned(), heading(facts)];
@@ -189,7 +228,8 @@ fn notice(facts: &Facts, page: &str) -> Text {
     if more > 0 {
         lines.push((format!("and {more} more"), None));
     }
-    lines.push(("Open the incident".to_owned(), Some(incident_url(page, facts.incident))));
+    let (open, url) = facts.link(page);
+    lines.push((open.to_owned(), Some(url)));
     paragraphs.retain(|text| !text.is_empty());
     written(&subject(facts), &paragraphs, &lines, page)
 }
@@ -203,11 +243,15 @@ fn digest(items: &[Facts], count: usize, hold: Hold, page: &str) -> Text {
         Hold::Limit => "came within an hour in which you were sent as many messages as you get singly.",
     };
     let lines: Vec<(String, Option<String>)> =
-        items.iter().map(|facts| (heading(facts), Some(incident_url(page, facts.incident)))).collect();
+        items.iter().map(|facts| (heading(facts), Some(facts.link(page).1))).collect();
     written(&subject, &[format!("{count} notices {why}")], &lines, page)
 }
 
 fn heading(facts: &Facts) -> String {
+    if let Some(TicketFacts { number, title, due_at, .. }) = &facts.ticket {
+        let due = due_at.map_or_else(String::new, |due| format!(", due {}", minute(due)));
+        return format!("#{number} {title}, {}{due}", facts.site.name);
+    }
     let machine = facts.machine.as_ref().map_or("A gateway", |machine| machine.name.as_str());
     format!("{}: {machine}, {}, since {}", facts.severity.as_str(), facts.site.name, minute(facts.opened_at))
 }
@@ -276,7 +320,8 @@ mod tests {
             reason: Reason::Opened,
             severity: Severity::High,
             site: Named { id: Uuid::from_u128(2), name: "North".into() },
-            incident: Uuid::from_u128(3),
+            incident: Some(Uuid::from_u128(3)),
+            ticket: None,
             opened_at: at,
             alarm_count: 2,
             alarms: vec![AlarmFacts {
@@ -361,6 +406,39 @@ mod tests {
             Choose what you are told of: https://gemba.example/#/notifications
         "]]
         .assert_eq(&text.plain);
+    }
+
+    #[test]
+    fn a_ticket() {
+        let ticket = TicketFacts {
+            id: Uuid::from_u128(6),
+            number: 12,
+            title: "Grease it".into(),
+            due_at: Some("2026-12-01T06:00:00Z".parse().unwrap()),
+        };
+        let told = Facts {
+            reason: Reason::Assigned,
+            incident: None,
+            ticket: Some(ticket),
+            alarms: Vec::new(),
+            alarm_count: 0,
+            ..facts()
+        };
+        let text = text(&Content::Notice(told.clone()), "https://gemba.example");
+        assert_eq!(text.subject, "[HIGH] #12 Grease it (North): assigned to you");
+        assert!(text.plain.contains("#12 Grease it, North, due 2026-12-01 06:00 UTC"), "{}", text.plain);
+        assert!(text.plain.contains("https://gemba.example/#/tickets/00000000-0000-0000-0000-000000000006"));
+        let value: Value =
+            serde_json::from_str(&body(&Content::Notice(told.clone()), "https://gemba.example", told.at)).unwrap();
+        assert_eq!((&value["type"], &value["data"]["incident"]), (&json!("ticket.assigned"), &Value::Null));
+        assert_eq!(
+            (&value["data"]["ticket"]["number"], &value["data"]["machine"]["name"]),
+            (&json!(12), &json!("pump-3"))
+        );
+        // What an older version kept is read.
+        let mut kept = serde_json::to_value(facts()).unwrap();
+        kept.as_object_mut().unwrap().remove("ticket");
+        assert_eq!(serde_json::from_value::<Facts>(kept).unwrap(), facts());
     }
 
     #[test]

@@ -15,10 +15,12 @@ use crate::views::{Anomaly, AnomalyDetail, Window, named_shares};
 const SELECT: &str = "
     SELECT a.id, a.machine_id AS own_machine_id, shown.id AS machine_id,
            coalesce(shown.display_name, shown.name) AS machine_name,
-           a.opened_at, a.closed_at, a.score, a.score_max, a.threshold, a.shares, a.model, a.raw_window
+           a.opened_at, a.closed_at, a.score, a.score_max, a.threshold, a.shares, a.model, a.raw_window,
+           a.labelled_real, a.labelled_at, labeller.name AS labelled_by
     FROM anomalies a
     JOIN machines m ON m.id = a.machine_id
-    JOIN machines shown ON shown.id = coalesce(m.merged_into, m.id)";
+    JOIN machines shown ON shown.id = coalesce(m.merged_into, m.id)
+    LEFT JOIN users labeller ON labeller.id = a.labelled_by";
 
 /// What anomalies to list; times are of their opening, `to` exclusive.
 #[derive(Debug, Clone, Default)]
@@ -137,6 +139,9 @@ fn anomaly(row: &Row, names: &SensorNames) -> Result<Anomaly, StoreError> {
         threshold: row.try_get("threshold")?,
         model: row.try_get("model")?,
         shares: named_shares(&shares, names),
+        real: row.try_get("labelled_real")?,
+        labelled_at: row.try_get("labelled_at")?,
+        labelled_by: row.try_get("labelled_by")?,
     })
 }
 

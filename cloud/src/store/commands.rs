@@ -18,6 +18,8 @@ use crate::{
 
 /// Commands of one gateway that wait for an answer.
 pub const WAITING_MAX: i64 = 100;
+/// The same where the next one is a label: an incident that is closed may give many at once, also to a gateway that is away.
+pub const WAITING_LABELS_MAX: i64 = 500;
 
 /// A command that somebody gives.
 #[derive(Debug, Clone)]
@@ -37,7 +39,7 @@ pub enum Given {
     NoSuchGateway,
     /// It is not enrolled (any more).
     NotEnrolled,
-    /// [`WAITING_MAX`] wait already.
+    /// [`WAITING_MAX`] (or [`WAITING_LABELS_MAX`]) wait already.
     TooMany,
 }
 
@@ -59,7 +61,8 @@ pub async fn give(transaction: &Transaction<'_>, new: &NewCommand, by: &By) -> R
         .query_one("SELECT count(*) FROM commands WHERE gateway_id = $1 AND state = 'waiting'", &[&new.gateway])
         .await?
         .get(0);
-    if waiting >= WAITING_MAX {
+    let label = matches!(new.kind, CommandKind::LabelAnomaly { .. });
+    if waiting >= if label { WAITING_LABELS_MAX } else { WAITING_MAX } {
         return Ok(Given::TooMany);
     }
     let number: i64 = transaction
@@ -115,13 +118,6 @@ pub async fn list(
 fn shown(row: &Row) -> Result<GatewayCommand, StoreError> {
     let Json(kind): Json<CommandKind> = row.try_get(1)?;
     let (kind, machine) = describe(kind);
-    let state = match row.try_get::<_, &str>(5)? {
-        "waiting" => CommandState::Waiting,
-        "done" => CommandState::Done,
-        "failed" => CommandState::Failed,
-        "expired" => CommandState::Expired,
-        _ => CommandState::Unknown,
-    };
     Ok(GatewayCommand {
         number: row.try_get(0)?,
         kind,
@@ -129,10 +125,20 @@ fn shown(row: &Row) -> Result<GatewayCommand, StoreError> {
         created_at: row.try_get(2)?,
         created_by: row.try_get(3)?,
         expires_at: row.try_get(4)?,
-        state,
+        state: state(row.try_get(5)?),
         answered_at: row.try_get(6)?,
         result: row.try_get(7)?,
     })
+}
+
+pub(super) fn state(word: &str) -> CommandState {
+    match word {
+        "waiting" => CommandState::Waiting,
+        "done" => CommandState::Done,
+        "failed" => CommandState::Failed,
+        "expired" => CommandState::Expired,
+        _ => CommandState::Unknown,
+    }
 }
 
 fn describe(kind: CommandKind) -> (CommandWord, Option<String>) {
@@ -236,23 +242,4 @@ pub async fn machine(
         .query_opt("SELECT name FROM machines WHERE gateway_id = $1 AND id = $2", &[&gateway, &machine])
         .await?;
     Ok(row.map(|row| row.get(0)))
-}
-
-/// The gateway's name for the machine of an anomaly, and when that opened.
-///
-/// # Errors
-/// If the database is away.
-pub async fn anomaly(
-    transaction: &Transaction<'_>,
-    gateway: Uuid,
-    anomaly: Uuid,
-) -> Result<Option<(String, Timestamp)>, StoreError> {
-    let row = transaction
-        .query_opt(
-            "SELECT m.name, a.opened_at FROM anomalies a JOIN machines m ON m.id = a.machine_id
-             WHERE m.gateway_id = $1 AND a.id = $2",
-            &[&gateway, &anomaly],
-        )
-        .await?;
-    Ok(row.map(|row| (row.get(0), row.get(1))))
 }

@@ -112,7 +112,6 @@ pub struct Held {
     pub id: Uuid,
     pub organisation: Uuid,
     pub site: Uuid,
-    pub incident: Uuid,
     pub severity: Severity,
     pub channel: Channel,
     /// The user or the webhook.
@@ -129,25 +128,24 @@ pub struct Held {
 pub async fn held(transaction: &Transaction<'_>, now: Timestamp) -> Result<Vec<Held>, StoreError> {
     let select = transaction
         .prepare_cached(
-            "SELECT id, organisation_id, site_id, incident_id, severity, channel, recipient_id, recipient, hold, content
+            "SELECT id, organisation_id, site_id, severity, channel, recipient_id, recipient, hold, content
              FROM deliveries WHERE state = 'waiting' AND hold IS NOT NULL AND not_before <= $1 AND kind = 'notice'
              ORDER BY recipient_id, site_id, id LIMIT $2 FOR UPDATE",
         )
         .await?;
     let rows = transaction.query(&select, &[&now, &GATHERED_AT_ONCE]).await?;
     let held = |row: &Row| {
-        let (Word(severity), Word(channel), Word(hold)) = (row.try_get(4)?, row.try_get(5)?, row.try_get(8)?);
-        let Json(content): Json<Content> = row.try_get(9)?;
+        let (Word(severity), Word(channel), Word(hold)) = (row.try_get(3)?, row.try_get(4)?, row.try_get(7)?);
+        let Json(content): Json<Content> = row.try_get(8)?;
         let Content::Notice(facts) = content else { return Err(StoreError::Missing("facts of a notice")) };
         Ok(Held {
             id: row.try_get(0)?,
             organisation: row.try_get(1)?,
             site: row.try_get(2)?,
-            incident: row.try_get(3)?,
             severity,
             channel,
-            to: row.try_get(6)?,
-            recipient: row.try_get(7)?,
+            to: row.try_get(5)?,
+            recipient: row.try_get(6)?,
             hold,
             facts,
         })

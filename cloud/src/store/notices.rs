@@ -11,7 +11,7 @@ use super::{StoreError, words::Word};
 use crate::{
     notifications::{
         Audience, NOTICE_AGE_MAX, Notice,
-        message::{ALARMS_MAX, AlarmFacts, Facts, Named},
+        message::{ALARMS_MAX, AlarmFacts, Facts, Named, TicketFacts},
     },
     users::Role,
 };
@@ -47,9 +47,11 @@ pub async fn unplanned(
     let select = transaction
         .prepare_cached(
             "SELECT n.id, n.organisation_id, n.site_id, s.name, n.reason, n.severity, n.role, n.user_id, u.name,
-                    n.created_at, i.id, i.opened_at, shown.id, coalesce(shown.display_name, shown.name)
-             FROM notices n JOIN incidents i ON i.id = n.incident_id JOIN sites s ON s.id = n.site_id
-             LEFT JOIN machines m ON m.id = i.machine_id
+                    n.created_at, n.incident_id, coalesce(i.opened_at, t.created_at), shown.id,
+                    coalesce(shown.display_name, shown.name), t.id, t.number, t.title, t.due_at
+             FROM notices n JOIN sites s ON s.id = n.site_id
+             LEFT JOIN incidents i ON i.id = n.incident_id LEFT JOIN tickets t ON t.id = n.ticket_id
+             LEFT JOIN machines m ON m.id = coalesce(i.machine_id, t.machine_id)
              LEFT JOIN machines shown ON shown.id = coalesce(m.merged_into, m.id)
              LEFT JOIN users u ON u.id = n.user_id
              WHERE n.id >= $1 AND NOT EXISTS (SELECT FROM notices_planned p WHERE p.notice_id = n.id)
@@ -69,7 +71,9 @@ pub async fn unplanned(
                 continue;
             }
         };
-        (unplanned.facts.alarm_count, unplanned.facts.alarms) = alarms(transaction, unplanned.facts.incident).await?;
+        if let Some(incident) = unplanned.facts.incident {
+            (unplanned.facts.alarm_count, unplanned.facts.alarms) = alarms(transaction, incident).await?;
+        }
         found.push(unplanned);
     }
     Ok(found)
@@ -96,14 +100,18 @@ pub async fn forget(transaction: &Transaction<'_>, now: Timestamp) -> Result<(),
     Ok(())
 }
 
-/// Which of these incidents are open.
+/// Which of these incidents are open, and of these tickets not done.
 ///
 /// # Errors
 /// If the database is away.
-pub async fn open(transaction: &Transaction<'_>, incidents: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
-    let select =
-        transaction.prepare_cached("SELECT id FROM incidents WHERE id = ANY($1) AND closed_at IS NULL").await?;
-    transaction.query(&select, &[&incidents]).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
+pub async fn open(transaction: &Transaction<'_>, subjects: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
+    let select = transaction
+        .prepare_cached(
+            "SELECT id FROM incidents WHERE id = ANY($1) AND closed_at IS NULL
+             UNION ALL SELECT id FROM tickets WHERE id = ANY($1) AND state NOT IN ('done', 'closed', 'cancelled')",
+        )
+        .await?;
+    transaction.query(&select, &[&subjects]).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// The least id of version 7 that can have been drawn at this time.
@@ -123,12 +131,18 @@ fn notice(row: &Row) -> Result<Unplanned, StoreError> {
     };
     let site = Named { id: row.try_get(2)?, name: row.try_get(3)? };
     let machine: Option<Uuid> = row.try_get(12)?;
+    let ticket: Option<Uuid> = row.try_get(14)?;
+    let ticket = ticket.map(|id| {
+        let (number, title) = (row.try_get(15)?, row.try_get(16)?);
+        Ok::<_, StoreError>(TicketFacts { id, number, title, due_at: row.try_get(17)? })
+    });
     let facts = Facts {
         notice: row.try_get(0)?,
         at: row.try_get(9)?,
         reason,
         severity,
         incident: row.try_get(10)?,
+        ticket: ticket.transpose()?,
         opened_at: row.try_get(11)?,
         alarm_count: 0,
         alarms: Vec::new(),

@@ -20,6 +20,7 @@ pub enum Object {
     AlarmRule,
     Incident,
     Delivery,
+    Ticket,
 }
 
 impl Object {
@@ -37,6 +38,7 @@ impl Object {
             Self::AlarmRule => "rule",
             Self::Incident => "incident",
             Self::Delivery => "delivery",
+            Self::Ticket => "ticket",
         }
     }
 
@@ -56,6 +58,7 @@ impl Object {
             Self::Incident => "SELECT id, site_id FROM incidents WHERE id = ANY($1)",
             // A test belongs to no site.
             Self::Delivery => "SELECT id, site_id FROM deliveries WHERE id = ANY($1) AND site_id IS NOT NULL",
+            Self::Ticket => "SELECT id, site_id FROM tickets WHERE id = ANY($1)",
         }
     }
 }

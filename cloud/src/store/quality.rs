@@ -76,6 +76,15 @@ pub async fn read(transaction: &Transaction<'_>, span: Span) -> Result<AlarmQual
     let seconds: Option<Vec<f64>> = row.try_get(1)?;
     let second = |i: usize| seconds.as_ref().and_then(|seconds| seconds.get(i).copied());
 
+    let labels = transaction
+        .prepare_cached(&format!(
+            "SELECT count(*), count(*) FILTER (WHERE n.labelled_real) FROM anomalies n
+             WHERE n.labelled_real IS NOT NULL AND n.id IN (SELECT a.anomaly_id {TOLD})"
+        ))
+        .await?;
+    let row = transaction.query_one(&labels, &[&from, &to, &site]).await?;
+    let (labelled, real): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+
     Ok(AlarmQuality {
         from,
         to,
@@ -91,6 +100,8 @@ pub async fn read(transaction: &Transaction<'_>, span: Span) -> Result<AlarmQual
         acknowledged,
         acknowledge_s_median: second(0),
         acknowledge_s_p90: second(1),
+        labelled,
+        precision_percent: (labelled > 0).then(|| 100.0 * real as f64 / labelled as f64),
         top: top(transaction, span, alarms).await?,
     })
 }

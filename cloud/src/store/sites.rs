@@ -2,7 +2,7 @@
 
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 use utoipa::ToSchema;
@@ -31,6 +31,18 @@ pub struct Site {
     pub gateways: i64,
     /// Those that are shown by themselves.
     pub machines: i64,
+}
+
+/// What an organisation's work is counted in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CostBasis {
+    /// ISO 4217, like `EUR`. Tickets keep the one that they were made with.
+    #[schema(min_length = 3, max_length = 3, pattern = "^[A-Z]{3}$")]
+    pub currency: String,
+    /// What an hour of work costs where nobody says otherwise, in the currency's minor unit (cents).
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
+    pub labour_rate_minor: i64,
 }
 
 /// What came of giving a name.
@@ -76,6 +88,43 @@ pub async fn rename_organisation(
     written(transaction, ("organisation.rename", "organisation", before.id, None), (Some(&before.name), name), by, now)
         .await?;
     Ok(Named::Done(before.id))
+}
+
+/// What the work of an organisation is counted in.
+///
+/// # Errors
+/// If the database is away.
+pub async fn cost_basis(transaction: &Transaction<'_>, organisation: Uuid) -> Result<CostBasis, StoreError> {
+    let select = "SELECT currency, labour_rate_minor FROM organisations WHERE id = $1";
+    let row = transaction.query_opt(select, &[&organisation]).await?.ok_or(StoreError::Missing("an organisation"))?;
+    Ok(CostBasis { currency: row.try_get(0)?, labour_rate_minor: row.try_get(1)? })
+}
+
+/// Sets it.
+///
+/// # Errors
+/// If the database is away.
+pub async fn set_cost_basis(
+    transaction: &Transaction<'_>,
+    organisation: Uuid,
+    (before, after): (&CostBasis, &CostBasis),
+    by: &By,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if before == after {
+        return Ok(());
+    }
+    let update = "UPDATE organisations SET currency = $2, labour_rate_minor = $3 WHERE id = $1";
+    transaction.execute(update, &[&organisation, &after.currency, &after.labour_rate_minor]).await?;
+    let change = Change {
+        action: "organisation.costs",
+        object: "organisation",
+        id: &organisation.to_string(),
+        site: None,
+        before: json!(before),
+        after: json!(after),
+    };
+    audit::write(transaction, by, &change, now).await
 }
 
 const SITE: &str = "SELECT s.id, s.name, s.created_at, (SELECT count(*) FROM gateways g WHERE g.site_id = s.id),

@@ -110,6 +110,10 @@ pub struct AlarmQuality {
     pub acknowledge_s_median: Option<f64>,
     /// Nine of ten were acknowledged within.
     pub acknowledge_s_p90: Option<f64>,
+    /// Anomalies behind them that people have labelled.
+    pub labelled: i64,
+    /// How many of these were real, in per cent: the detector's precision. `null` where nothing is labelled.
+    pub precision_percent: Option<f64>,
     /// The ten conditions with most alarms; together they should have few.
     pub top: Vec<ConditionCount>,
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Alarm, Severity};
+use super::{Alarm, Severity, TicketLink};
 use crate::{incidents::NoticeReason, users::Role};
 
 /// Alarms that belong together: people are told of them as one.
@@ -76,4 +76,6 @@ pub struct IncidentDetail {
     pub thread: Vec<IncidentComment>,
     /// In the order of time.
     pub notices: Vec<Notice>,
+    /// Its ticket, and those that were cancelled before; the newest first.
+    pub tickets: Vec<TicketLink>,
 }

@@ -14,6 +14,7 @@ mod plant;
 mod rules;
 mod sessions;
 mod stream;
+mod tickets;
 mod trends;
 
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ use std::net::SocketAddr;
 use axum::Router;
 use ed25519_dalek::SigningKey;
 use gemba_cloud::{
-    api::{self, ApiState, Parts},
+    api::{self, ApiState, Parts, tickets::files::Limits},
     clock,
     live::{CHANGES_MAX, Change, Changes, hub},
     notifications::address::Policy,
@@ -66,18 +67,37 @@ pub(crate) struct Plant {
     pub(crate) incident: Uuid,
     /// Given up, of an e-mail to nobody in particular.
     pub(crate) delivery: Uuid,
+    /// With a comment, and an item, a line of cost and a file that have the ticket's own id.
+    pub(crate) ticket: Uuid,
 }
 
 impl Plant {
-    /// Makes its rule, unless it is there.
-    pub(crate) fn rule_again(&self) -> String {
-        let Self { site, machine, rule, .. } = self;
+    /// Makes what may be taken away, unless it is there: its rule, and what its ticket has.
+    pub(crate) fn again(&self) -> String {
+        let Self { site, machine, rule, ticket, .. } = self;
+        let keeper = format!("FROM users u WHERE u.name = 'keeper-{site}' ON CONFLICT DO NOTHING");
         format!(
             "INSERT INTO alarm_rules
                  SELECT '{rule}', s.organisation_id, s.id, '{machine}', 'r', 'flow', 'high', 'mean', 1, 0, 0, 0, 'low', NULL, NULL,
                         NULL, false, false, now(), u.id, now()
                  FROM sites s JOIN users u ON u.name = 'keeper-' || s.id WHERE s.id = '{site}' ON CONFLICT DO NOTHING;
-             INSERT INTO alarm_rule_states (rule_id) VALUES ('{rule}') ON CONFLICT DO NOTHING"
+             INSERT INTO alarm_rule_states (rule_id) VALUES ('{rule}') ON CONFLICT DO NOTHING;
+             INSERT INTO tickets (id, organisation_id, site_id, number, machine_id, kind, priority, title, state, state_since,
+                                  created_at, updated_at, currency)
+                 SELECT '{ticket}', organisation_id, id, (SELECT count(*) + 1 FROM tickets), '{machine}', 'corrective', 'low', 't',
+                        'open', now(), now(), now(), 'EUR'
+                 FROM sites WHERE id = '{site}' ON CONFLICT DO NOTHING;
+             INSERT INTO ticket_numbers SELECT organisation_id, 1000 FROM sites WHERE id = '{site}' ON CONFLICT DO NOTHING;
+             INSERT INTO ticket_items (id, ticket_id, text) VALUES ('{ticket}', '{ticket}', 'x') ON CONFLICT DO NOTHING;
+             INSERT INTO ticket_steps (id, ticket_id, at, to_state) VALUES ('{ticket}', '{ticket}', now(), 'open')
+                 ON CONFLICT DO NOTHING;
+             INSERT INTO ticket_comments (id, ticket_id, author_id, written_at, text)
+                 SELECT '{ticket}', '{ticket}', u.id, now(), 'x' {keeper};
+             INSERT INTO ticket_costs (id, ticket_id, kind, amount_minor, created_at, created_by)
+                 SELECT '{ticket}', '{ticket}', 'other', 5, now(), u.id {keeper};
+             INSERT INTO ticket_attachments (id, ticket_id, name, media_type, size, sha256, created_at, created_by)
+                 SELECT '{ticket}', '{ticket}', 'x.txt', 'text/plain', 1, sha256('x'), now(), u.id {keeper};
+             INSERT INTO ticket_attachment_parts VALUES ('{ticket}', 0, 'x') ON CONFLICT DO NOTHING"
         )
     }
 }
@@ -125,6 +145,7 @@ impl Server {
             metrics: Box::new(|| "# EOF\n".to_owned()),
             mail: true,
             webhook_policy: Policy { private: true, own_ports: vec![1] },
+            attachments: Limits { bytes_max: 1_000_000, count_max: 3 },
             not_ready: Box::new(|| None),
         };
         let site = web::site(api::router(ApiState::new(parts, &key), Router::new()));
@@ -265,9 +286,9 @@ impl Server {
         self.sql(&format!("UPDATE alarms SET site_id = '{site}' WHERE id = '{alarm}'")).await;
         let client = self.store.client().await.unwrap();
         let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
-        let (hold, rule, incident) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+        let (hold, rule, incident, ticket) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
         let (anomaly, area, delivery) = (row.get(0), Uuid::now_v7(), self.delivery(site).await);
-        let plant = Plant { site, gateway, machine, alarm, anomaly, area, hold, rule, incident, delivery };
+        let plant = Plant { site, gateway, machine, alarm, anomaly, area, hold, rule, incident, delivery, ticket };
         self.sql(&format!(
             "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
                  SELECT gen_random_uuid(), organisation_id, 'keeper-' || id, 'x', false FROM sites WHERE id = '{site}';
@@ -282,7 +303,7 @@ impl Server {
              UPDATE alarms SET incident_id = '{incident}' WHERE id = '{alarm}';"
         ))
         .await;
-        self.sql(&plant.rule_again()).await;
+        self.sql(&plant.again()).await;
         self.add_area(&plant).await;
         plant
     }

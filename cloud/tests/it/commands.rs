@@ -20,16 +20,16 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-fn sign_of_life(gateway: &Gateway) -> Publish {
+pub(crate) fn sign_of_life(gateway: &Gateway) -> Publish {
     let live = Live { at: ago(0), clock: Clock::Trusted, machines: Vec::new() };
     gateway.publish(&Uplink::Live(live), Channel::Live)
 }
 
-fn answer(gateway: &Gateway, id: u64, outcome: Outcome) -> Publish {
+pub(crate) fn answer(gateway: &Gateway, id: u64, outcome: Outcome) -> Publish {
     gateway.publish(&Uplink::CommandResult(CommandResult { id, at: ago(0), outcome }), Channel::Status)
 }
 
-async fn command(cloud: &mut Cloud, gateway: &Gateway) -> Command {
+pub(crate) async fn command(cloud: &mut Cloud, gateway: &Gateway) -> Command {
     let waiting = async {
         loop {
             for said in cloud.said(gateway) {
@@ -43,7 +43,7 @@ async fn command(cloud: &mut Cloud, gateway: &Gateway) -> Command {
     timeout(DEADLINE, waiting).await.expect("a command")
 }
 
-async fn until(server: &Server, sql: &str, expected: &str) {
+pub(crate) async fn until(server: &Server, sql: &str, expected: &str) {
     let so = async {
         while rows(&server.store, sql).await != expected {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -122,7 +122,7 @@ async fn the_views_for_other_tools_are_what_the_readme_says() {
     let columns = "SELECT table_name::text, string_agg(column_name || ' ' || data_type, ', ' ORDER BY ordinal_position)
                    FROM information_schema.columns JOIN information_schema.views USING (table_schema, table_name)
                    WHERE table_schema = 'public' AND column_name NOT IN ('organisation', 'site', 'gateway', 'machine', 'machine_id')
-                     AND table_name ~ '_(intervals|hours|days)$'
+                     AND table_name ~ '_(intervals|hours|days|v1)$'
                    GROUP BY 1 ORDER BY 1";
     expect_test::expect![[r"
         machine_days time timestamp with time zone, intervals integer, score_max real, health_percent_min real, energy_wh double precision, unknown_s numeric, off_s numeric, idle_s numeric, running_s numeric, anomalous_s numeric
@@ -130,7 +130,8 @@ async fn the_views_for_other_tools_are_what_the_readme_says() {
         machine_intervals time timestamp with time zone, interval_ms integer, detector text, score real, health_percent real, mode text, energy_wh double precision, clock_trusted boolean
         sensor_days sensor text, unit text, time timestamp with time zone, readings bigint, min double precision, max double precision, mean double precision, sd double precision, last double precision
         sensor_hours sensor text, unit text, time timestamp with time zone, readings bigint, min double precision, max double precision, mean double precision, sd double precision, last double precision
-        sensor_intervals sensor text, unit text, time timestamp with time zone, interval_ms integer, readings integer, min double precision, max double precision, mean double precision, sd double precision, last double precision, quality text"]]
+        sensor_intervals sensor text, unit text, time timestamp with time zone, interval_ms integer, readings integer, min double precision, max double precision, mean double precision, sd double precision, last double precision, quality text
+        tickets_v1 time timestamp with time zone, number bigint, kind text, priority text, state text, title text, assignee text, incident_id uuid, due_at timestamp with time zone, started_at timestamp with time zone, done_at timestamp with time zone, closed_at timestamp with time zone, reopened integer, in_progress_s numeric, on_hold_s numeric, failure_mode text, cause text, remedy text, alarm_correct text, currency text, estimate_minor bigint, labour_minutes bigint, labour_minor bigint, part_minor bigint, other_minor bigint"]]
     .assert_eq(&rows(&store, columns).await);
 
     // What a tool sees with the role of its own, and nothing of another organisation.
@@ -171,9 +172,15 @@ async fn the_views_for_other_tools_are_what_the_readme_says() {
     let mut config = database::config_of(&store).await;
     config.user(&role).password("x");
     let tool = Store::new(config, 1).unwrap();
-    for view in
-        ["sensor_intervals", "machine_intervals", "sensor_hours", "sensor_days", "machine_hours", "machine_days"]
-    {
+    for view in [
+        "sensor_intervals",
+        "machine_intervals",
+        "sensor_hours",
+        "sensor_days",
+        "machine_hours",
+        "machine_days",
+        "tickets_v1",
+    ] {
         assert_eq!(count(&tool, &format!("SELECT count(*) FROM {view}")).await, 0, "{view}");
     }
 }

@@ -94,7 +94,10 @@ async fn routes_and_roles() {
         token
     }));
     for (method, path, access) in ROUTES {
-        let concrete = path.replace("{id}", &Uuid::now_v7().to_string()).replace("{name}", "flow");
+        let mut concrete = path.replace("{name}", "flow");
+        for part in ["{id}", "{item}", "{cost}", "{attachment}"] {
+            concrete = concrete.replace(part, &Uuid::now_v7().to_string());
+        }
         if *path == "/api/v1/enroll" {
             continue; // Another module's; not mounted here.
         }

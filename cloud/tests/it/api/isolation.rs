@@ -112,6 +112,7 @@ async fn no_table_shows_what_is_not_in_scope() {
         "escalation_steps",
         "webhooks",
         "notification_choices",
+        "ticket_numbers",
     ]);
     let mut seen = BTreeSet::new();
     for (table, secured, granted) in &tables {
@@ -158,6 +159,12 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         ("UPDATE incidents SET closed_at = now()", 1),
         ("DELETE FROM alarm_rules", 1),
         ("UPDATE deliveries SET state = 'waiting'", 1),
+        ("UPDATE tickets SET title = 'x'", 1),
+        ("UPDATE ticket_items SET done_at = NULL", 1),
+        ("UPDATE anomalies SET labelled_real = true", 1),
+        ("DELETE FROM ticket_items", 1),
+        ("DELETE FROM ticket_costs", 1),
+        ("DELETE FROM ticket_attachments", 1),
     ] {
         let scope = world.scope(1);
         let transaction = scoped(&mut client, &scope).await.unwrap();
@@ -183,6 +190,20 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         format!("INSERT INTO escalation_steps VALUES ('{}', 1, 60, 'admin', 'low')", world.foreign),
         "UPDATE alarm_rules SET machine_id = machine_id".to_owned(),
         "DELETE FROM incidents".to_owned(),
+        format!(
+            "INSERT INTO tickets (id, organisation_id, site_id, number, kind, priority, title, state, state_since, created_at,
+                                  updated_at, currency)
+                 VALUES (gen_random_uuid(), '{}', '{}', 9, 'corrective', 'low', 't', 'open', now(), now(), now(), 'EUR')",
+            world.foreign, theirs.site
+        ),
+        format!("INSERT INTO ticket_items (id, ticket_id, text) VALUES (gen_random_uuid(), '{}', 'x')", theirs.ticket),
+        format!("INSERT INTO ticket_attachment_parts VALUES ('{}', 1, 'x')", theirs.ticket),
+        "DELETE FROM tickets".to_owned(),
+        "UPDATE tickets SET site_id = site_id".to_owned(),
+        "UPDATE ticket_steps SET reason = 'x'".to_owned(),
+        "DELETE FROM ticket_steps".to_owned(),
+        "UPDATE ticket_costs SET amount_minor = 0".to_owned(),
+        "UPDATE ticket_attachment_parts SET bytes = 'x'".to_owned(),
         "UPDATE notices SET role = 'viewer'".to_owned(),
         "SELECT password_hash FROM users".to_owned(),
         "SELECT mqtt_password_hash FROM gateways".to_owned(),
@@ -271,7 +292,7 @@ async fn an_object_out_of_reach_is_404_and_one_out_of_power_403() {
             let ask = |token: &str, plant: &Plant| {
                 let path = concrete(path, *object, plant);
                 let (token, method) = (token.to_owned(), method.clone());
-                let again = plant.rule_again();
+                let again = plant.again();
                 async move {
                     // One that was allowed to take it away did.
                     server.sql(&again).await;
@@ -312,8 +333,11 @@ fn concrete(path: &str, object: Object, plant: &Plant) -> String {
         Object::AlarmRule => plant.rule,
         Object::Incident => plant.incident,
         Object::Delivery => plant.delivery,
+        Object::Ticket => plant.ticket,
     };
-    path.replace("{id}", &id.to_string()).replace("{name}", "flow")
+    // What a ticket has bears its id here.
+    let parts = ["{id}", "{item}", "{cost}", "{attachment}"];
+    parts.iter().fold(path.replace("{name}", "flow"), |path, part| path.replace(part, &id.to_string()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -382,6 +406,7 @@ async fn the_live_stream_tells_only_what_may_be_seen() {
         server.tell(Change::Alarm(plant.alarm));
         server.tell(Change::Machine(plant.machine));
         server.tell(Change::Incident(plant.incident));
+        server.tell(Change::Ticket(plant.ticket));
     }
     for (socket, plant) in [(&mut mine, there), (&mut other, theirs)] {
         let mut told = Vec::new();
@@ -395,6 +420,7 @@ async fn the_live_stream_tells_only_what_may_be_seen() {
             ("alarm", plant.alarm),
             ("machine", plant.machine),
             ("incident", plant.incident),
+            ("ticket", plant.ticket),
         ];
         let mut expected: Vec<(String, Value)> = expected.map(|(kind, id)| (kind.to_owned(), json!(id))).to_vec();
         expected.sort_by(|a, b| a.0.cmp(&b.0));

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio_rustls::TlsAcceptor;
 
 use super::{Desk, PAGE, notices};
-use crate::receivers::{Mail, MailServer};
+use crate::receivers::{Mail, MailServer, Manner, Receiver};
 
 fn settings(server: &MailServer) -> Smtp {
     Smtp {
@@ -35,6 +35,39 @@ pub(super) async fn plain() -> (MailServer, Option<Mailer>) {
     let server = MailServer::start(None).await;
     let mailer = Mailer::new(&settings(&server)).unwrap();
     (server, Some(mailer))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_is_told_that_a_ticket_is_theirs() {
+    let desk = Desk::new().await;
+    let (server, mailer) = plain().await;
+    let user = desk.person(Role::Operator, "ada@example.com").await;
+    let receiver = Receiver::start(Manner::Answer(204)).await;
+    desk.webhook(&receiver.url()).await;
+    let _deliver = desk.deliver(mailer);
+    let body = json!({"machine": desk.plant.machine, "title": "Grease it", "assignee": user, "priority": "high"});
+    let (status, ticket) = desk.server.post("/api/v1/tickets", &desk.admin, body).await;
+    assert_eq!(status, 201, "{ticket}");
+    let sent = desk.wait("sent", 2).await;
+    assert!(
+        sent.iter().all(|delivery| delivery["incident_id"].is_null() && delivery["severity"] == "high"),
+        "{sent:?}"
+    );
+    let mails = server.mails();
+    let [mail] = mails.as_slice() else { panic!("{} mails", mails.len()) };
+    let (number, id) = (&ticket["number"], ticket["id"].as_str().unwrap());
+    assert_eq!(mail.header("Subject").unwrap(), format!("[HIGH] #{number} Grease it (default): assigned to you"));
+    assert!(parts(mail).0.contains(&format!("{PAGE}/#/tickets/{id}")), "{}", mail.text);
+    let call: serde_json::Value = serde_json::from_str(&receiver.calls()[0].body).unwrap();
+    assert_eq!((&call["type"], &call["data"]["ticket"]["id"]), (&json!("ticket.assigned"), &json!(id)), "{call}");
+    // Who takes a ticket knows.
+    let me = desk.server.get("/api/v1/me", &desk.admin).await["id"].clone();
+    let path = format!("/api/v1/tickets/{id}/assign");
+    assert_eq!(desk.server.post(&path, &desk.admin, json!({"user": me})).await.0, 200);
+    assert_eq!(
+        crate::plant::count(&desk.server.store, "SELECT count(*) FROM notices WHERE ticket_id IS NOT NULL").await,
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
