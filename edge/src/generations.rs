@@ -40,9 +40,10 @@ use database::{Database, guarded};
 use files::{Lock, database_bytes, disk_takes_data, failed, ordinals, remove};
 use rows::{Commit, Parts, commit_of, is_commit, read_tail};
 
-pub use files::disk_free;
+pub use files::{disk_free, room_left};
 pub use writing::Filler;
 
+const MIB: u64 = 1_024 * 1_024;
 /// The largest value.
 pub const VALUE_BYTES_MAX: usize = 64 * 1_024;
 /// The largest tail.
@@ -69,6 +70,11 @@ pub enum StoreError {
     Locked { path: PathBuf, by: String },
     #[error("the disk under {0} is full: free space; nothing is taken in until then")]
     DiskFull(PathBuf),
+    #[error(
+        "the disk under {path} has {} MiB free, and {} MiB of it are to stay free (outbox.disk_free_min): free space, or lower \
+         that; nothing is taken in until then", free / MIB, floor / MIB
+    )]
+    DiskLow { path: PathBuf, free: u64, floor: u64 },
     #[error("cannot {what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("the database in {path} failed: {reason}")]
@@ -84,7 +90,7 @@ impl StoreError {
     #[must_use]
     pub fn is_disk(&self) -> bool {
         match self {
-            Self::DiskFull(_) => true,
+            Self::DiskFull(_) | Self::DiskLow { .. } => true,
             Self::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
             _ => false,
         }

@@ -26,7 +26,7 @@ use gemba_shared::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    generations::{Found, Generation, GenerationSettings, Generations, StoreError, disk_free},
+    generations::{Found, Generation, GenerationSettings, Generations, StoreError, room_left},
     reading::{MachineIx, Now, Reading, Registry, SensorIx},
 };
 use blocks::{READING_BYTES_MAX, begin_block, put_reading, take_integer};
@@ -209,9 +209,7 @@ impl Journal {
         if readings.is_empty() {
             return Ok(first);
         }
-        if self.settings.disk_free_min > 0 && disk_free(&self.dir)? < self.settings.disk_free_min {
-            return Err(StoreError::DiskFull(self.dir.clone()).into());
-        }
+        room_left(&self.dir, self.settings.disk_free_min)?;
         if !self.is_begun {
             self.roll()?;
         }

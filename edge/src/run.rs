@@ -140,6 +140,7 @@ impl Daemon {
             appended: Arc::clone(&appended),
             live,
             state,
+            outbox_takes: true,
             stop: intake_cancel.clone(),
         };
         line.spawn(tokio::runtime::Handle::current(), line_ended.clone())?;

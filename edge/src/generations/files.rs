@@ -146,3 +146,17 @@ pub fn disk_free(path: &Path) -> Result<u64, StoreError> {
         nix::sys::statvfs::statvfs(path).map_err(|source| failed("ask for the room under", path, source.into()))?;
     Ok(told.blocks_available() * told.fragment_size())
 }
+
+/// Whether so much may be written under `path` that `floor` bytes stay free; 0 asks nothing.
+///
+/// # Errors
+/// With what is free if it is less, or if the file system does not say.
+pub fn room_left(path: &Path, floor: u64) -> Result<(), StoreError> {
+    if floor == 0 {
+        return Ok(());
+    }
+    match disk_free(path)? {
+        free if free < floor => Err(StoreError::DiskLow { path: path.to_owned(), free, floor }),
+        _ => Ok(()),
+    }
+}

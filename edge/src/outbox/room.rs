@@ -19,7 +19,7 @@ use super::{
     encode, index,
     thinning::Thinner,
 };
-use crate::generations::{Filler, Found, Generations, StoreError, disk_free};
+use crate::generations::{Filler, Found, Generations, StoreError, room_left};
 
 /// Generations that are thinned into one, with one append: what is written to make room must not hold the devices up for long.
 const GROUP_MAX: usize = 3;
@@ -63,21 +63,23 @@ impl Outbox {
     pub(super) fn make_room(&mut self) -> Result<(), OutboxError> {
         let generation_bytes = self.settings.generations.generation_bytes;
         let budget = self.settings.budget_bytes.max(BUDGET_GENERATIONS_MIN * generation_bytes);
-        let is_low = self.is_low()?;
-        if self.disk_bytes() <= budget && !is_low {
+        let dir = self.dead_letters.parent().unwrap_or(&self.dead_letters);
+        let low = match room_left(dir, self.settings.disk_free_min) {
+            Ok(()) => None,
+            Err(low @ StoreError::DiskLow { .. }) => Some(low),
+            Err(error) => return Err(error.into()),
+        };
+        if self.disk_bytes() <= budget && low.is_none() {
             return Ok(());
         }
-        if !self.give_way()? && is_low {
-            return Err(StoreError::DiskFull(self.dead_letters.clone()).into());
+        match low {
+            Some(low) if !self.give_way()? => Err(low.into()),
+            Some(_) => Ok(()),
+            None => {
+                self.give_way()?;
+                Ok(())
+            }
         }
-        Ok(())
-    }
-
-    /// Whether the disk has less room left than it should.
-    fn is_low(&self) -> Result<bool, OutboxError> {
-        let floor = self.settings.disk_free_min;
-        let dir = self.dead_letters.parent().unwrap_or(&self.dead_letters);
-        Ok(floor > 0 && disk_free(dir)? < floor)
     }
 
     /// The next step; false if there is none.

@@ -80,6 +80,8 @@ pub(super) struct Line {
     pub(super) appended: Arc<Notify>,
     pub(super) live: watch::Sender<Arc<Vec<LiveMachine>>>,
     pub(super) state: Arc<LineState>,
+    /// Whether the last tick could store what it closed: what is only journalled meanwhile does not make the disk well.
+    pub(super) outbox_takes: bool,
     /// The daemon stops: a disk that fails is not waited for any longer.
     pub(super) stop: CancellationToken,
 }
@@ -148,7 +150,9 @@ impl Line {
             runtime.block_on(async { sleep(RETRY_AFTER).await });
             self.state.progress_us.store(self.clock.now().mono_us, Relaxed);
         }
-        self.works();
+        if self.outbox_takes {
+            self.works();
+        }
         // How many they are is counted at the next tick; that there are some is seen at once.
         self.state.open_intervals.fetch_max(u64::from(!readings.is_empty()), Relaxed);
         readings.clear();
@@ -159,7 +163,9 @@ impl Line {
     }
 
     fn tick(&mut self) {
-        match self.pipeline.tick(self.clock.now()) {
+        let ticked = self.pipeline.tick(self.clock.now());
+        self.outbox_takes = ticked.is_ok();
+        match ticked {
             Ok(()) => self.works(),
             Err(error) => self.failed(&error),
         }
@@ -220,7 +226,7 @@ impl Line {
         let since = disk.as_ref().map(|(since, _)| *since);
         *disk = Some((since.unwrap_or_else(|| self.clock.now().mono_us), text.clone()));
         if since.is_none() {
-            tracing::error!(error = text, "the disk does not take data: devices wait, nothing is acknowledged");
+            tracing::error!(error = text, "the disk does not take data: what is not acknowledged, devices keep");
         }
     }
 
@@ -253,15 +259,16 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    /// A line whose journal takes nothing, and where its deliveries go in.
-    fn full(dir: &Path, stop: &CancellationToken) -> (Line, mpsc::Sender<Delivery>, Arc<LineState>) {
+    /// A line with such a journal and outbox, and where its deliveries go in.
+    fn line(
+        dir: &Path,
+        journal: JournalSettings,
+        outbox: OutboxSettings,
+        stop: &CancellationToken,
+    ) -> (Line, mpsc::Sender<Delivery>, Arc<LineState>) {
         let clock = Arc::new(Clock::new(ClockTrust::Trusted, dir.join("clock")));
-        let (outbox, opened) = Outbox::open(&dir.join("outbox"), OutboxSettings::default()).unwrap();
-        let generations = GenerationSettings { generation_bytes: 1, cache_bytes: 1 << 20 };
-        let settings = PipelineSettings {
-            journal: JournalSettings { generations, budget_bytes: 0, ..JournalSettings::default() },
-            ..PipelineSettings::default()
-        };
+        let (outbox, opened) = Outbox::open(&dir.join("outbox"), outbox).unwrap();
+        let settings = PipelineSettings { journal, ..PipelineSettings::default() };
         let outbox = Arc::new(Mutex::new(outbox));
         let registry = Registry::new(10, 10);
         let pipeline =
@@ -279,26 +286,65 @@ mod tests {
             appended: Arc::default(),
             live: watch::channel(Arc::default()).0,
             state: Arc::clone(&state),
+            outbox_takes: true,
             stop: stop.clone(),
         };
         (line, deliver, state)
+    }
+
+    fn delivery(payload: &str, progress: &Arc<Progress>, number: u64) -> Delivery {
+        let message = Publish {
+            topic: "plant/p1/t".as_bytes().into(),
+            payload: payload.as_bytes().to_vec().into(),
+            retain: false,
+            dup: false,
+        };
+        Delivery::new("test".into(), vec![message], Arc::clone(progress), number)
+    }
+
+    #[tokio::test]
+    async fn what_is_only_journalled_does_not_make_the_disk_well() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let outbox = OutboxSettings { disk_free_min: u64::MAX, ..OutboxSettings::default() };
+        let (line, deliver, state) = line(dir.path(), JournalSettings::default(), outbox, &stop);
+        let minute_ago = jiff::Timestamp::from_microsecond(line.clock.now().wall.plus_us(-60_000_000).0).unwrap();
+        line.spawn(Handle::current(), ended.clone()).unwrap();
+        let progress = Arc::new(Progress::default());
+        // An interval that is over: the next tick wants to store it.
+        deliver.send(delivery(&format!("{{\"value\": 1, \"time\": \"{minute_ago}\"}}"), &progress, 1)).await.unwrap();
+        let failing = || lock(&state.disk).as_ref().map(|(_, fault)| fault.clone());
+        let fails = async {
+            while failing().is_none() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout_at(Instant::now() + DEADLINE, fails).await.expect("the outbox takes nothing");
+        assert!(failing().unwrap().contains("outbox.disk_free_min"), "{:?}", failing());
+        for number in 2..20 {
+            deliver.send(delivery("2", &progress, number)).await.unwrap();
+            let safe = async {
+                while progress.safe_through() < number {
+                    assert!(failing().is_some(), "{number}");
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            timeout_at(Instant::now() + DEADLINE, safe).await.expect("the journal takes it");
+        }
+        drop(deliver);
+        timeout_at(Instant::now() + DEADLINE, ended.cancelled()).await.expect("it ends");
     }
 
     #[tokio::test]
     async fn a_disk_that_is_full_is_waited_for_and_a_stop_ends_that() {
         let dir = tempfile::tempdir().unwrap();
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
-        let (line, deliver, state) = full(dir.path(), &stop);
+        let generations = GenerationSettings { generation_bytes: 1, cache_bytes: 1 << 20 };
+        let full = JournalSettings { generations, budget_bytes: 0, ..JournalSettings::default() };
+        let (line, deliver, state) = line(dir.path(), full, OutboxSettings::default(), &stop);
         line.spawn(Handle::current(), ended.clone()).unwrap();
-        let message = Publish {
-            topic: "plant/p1/t".as_bytes().into(),
-            payload: "1.5".as_bytes().into(),
-            retain: false,
-            dup: false,
-        };
         let progress = Arc::new(Progress::default());
-        let delivery = Delivery::new("test".into(), vec![message], Arc::clone(&progress), 1);
-        deliver.send(delivery).await.unwrap();
+        deliver.send(delivery("1.5", &progress, 1)).await.unwrap();
         let tried_again = async {
             while state.disk_failures.load(Relaxed) < 2 {
                 sleep(Duration::from_millis(5)).await;
