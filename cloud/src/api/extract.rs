@@ -245,16 +245,16 @@ pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) 
     Option::deserialize(deserializer).map(Some)
 }
 
-/// A text that a person wrote: without spaces at its ends, of bounded length, without control characters except,
-/// in a text of several lines, the line's end.
+/// A text that a person wrote: of bounded length as it was given, without control characters except, in a text of several
+/// lines, the line's end. The spaces at its ends are left out.
 ///
 /// # Errors
 /// With the field and what is wrong.
 pub fn written(field: &str, text: &str, chars_max: usize, lines: bool) -> Result<String, ApiError> {
-    let text = text.trim();
     if text.chars().count() > chars_max {
         return Err(ApiError::field(field, format_args!("has at most {chars_max} characters")));
     }
+    let text = text.trim();
     if text.chars().any(|c| c.is_control() && !(lines && matches!(c, '\n' | '\t'))) {
         return Err(ApiError::field(field, "has no control characters"));
     }
@@ -321,7 +321,8 @@ mod tests {
 
     #[test]
     fn written_texts() {
-        assert_eq!(written("c", " Düse 3 ", 6, false).unwrap(), "Düse 3");
+        assert_eq!(written("c", " Düse 3 ", 8, false).unwrap(), "Düse 3");
+        assert!(written("c", " Düse 3 ", 7, false).is_err());
         assert!(written("c", "Düse 33", 6, false).is_err());
         assert!(written("c", "a\0b", 6, true).is_err());
         assert!(written("c", "a\nb", 6, false).is_err());

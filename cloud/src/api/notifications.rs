@@ -152,6 +152,9 @@ fn settings(state: &ApiState, address: Option<String>, choice: &Choice) -> Tagge
 fn chosen(body: NotificationChoice) -> Result<Choice, ApiError> {
     let quiet = body.quiet.map(|quiet| {
         let (from, to) = (minutes("quiet.from", &quiet.from)?, minutes("quiet.to", &quiet.to)?);
+        if quiet.days.len() > Day::ALL.len() {
+            return Err(ApiError::field("quiet.days", "has at most 7 days"));
+        }
         let days = quiet.days.iter().fold(0, |bits, day| bits | day.bit());
         let zone: &str = if quiet.time_zone.chars().count() <= ZONE_CHARS_MAX { &quiet.time_zone } else { "" };
         Quiet::new(days, from, to, zone).map_err(|error| match error {

@@ -38,7 +38,9 @@ const SELECT: &str = "
           AND NOT EXISTS (SELECT FROM alarm_holds h WHERE h.subject_id IN (a.machine_id, m.id)
                           AND (h.condition IS NULL OR h.condition = a.condition)
                           AND h.ended_at IS NULL AND h.since <= now() AND (h.until IS NULL OR h.until > now()))
-          AND a.machine_id IN (SELECT p.id FROM machines p WHERE p.id = m.id OR p.merged_into = m.id)
+          -- As the index of open alarms has it.
+          AND coalesce(a.machine_id, a.gateway_id) = ANY (ARRAY(
+              SELECT p.id FROM machines p WHERE p.id = m.id OR p.merged_into = m.id))
         ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], a.severity), a.raised_at DESC LIMIT 1
     ) alarm ON true";
 

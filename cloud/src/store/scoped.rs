@@ -63,7 +63,8 @@ pub fn narrow(transaction: &Transaction<'_>, scope: &Scope) -> Result<(), StoreE
         // A string takes what is written to it.
         write!(sql, "{comma}{}", site.as_hyphenated()).ok();
     }
-    sql.push_str("}'; SET LOCAL ROLE gemba_app");
+    // What is asked is asked again and again: planning it anew each time costs more than carrying it out.
+    sql.push_str("}'; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL ROLE gemba_app");
     match transaction.batch_execute(&sql).now_or_never() {
         Some(Err(error)) => Err(error.into()),
         Some(Ok(())) | None => Ok(()),
