@@ -180,8 +180,7 @@ impl Clock {
             Record::Catalog(_) | Record::Gap(_) => return,
         };
         let Trust::SinceBoot { boot } = *clock else { return };
-        let (offset_us, known) =
-            self.boots().offset(boot).unwrap_or_else(|| (self.guess_us.load(Relaxed).max(RIGHT_SINCE.0), false));
+        let (offset_us, known) = self.offset(boot);
         *clock = if known { Trust::Corrected } else { Trust::Untrusted };
         let put_right = |at: &mut Timestamp| *at = at.plus_us(offset_us);
         match record {
@@ -199,6 +198,20 @@ impl Clock {
             }
             Record::Catalog(_) | Record::Gap(_) => {}
         }
+    }
+
+    /// A time by this clock, put right as [`Clock::correct`] does it.
+    #[must_use]
+    pub fn put_right(&self, clock: Trust, at: Timestamp) -> Timestamp {
+        match clock {
+            Trust::SinceBoot { boot } => at.plus_us(self.offset(boot).0),
+            _ => at,
+        }
+    }
+
+    /// What to add to times since this start of the machine, and whether that is known.
+    fn offset(&self, boot: u64) -> (i64, bool) {
+        self.boots().offset(boot).unwrap_or_else(|| (self.guess_us.load(Relaxed).max(RIGHT_SINCE.0), false))
     }
 
     fn boots(&self) -> MutexGuard<'_, Boots> {
@@ -324,6 +337,8 @@ mod tests {
         assert!((0..5_000_000).contains(&after.wall.us_since(truth)));
         let (start, trust) = corrected(&clock, record.clone());
         assert_eq!(trust, Trust::Corrected);
+        assert_eq!(clock.put_right(before.clock, before.arrival()), start);
+        assert_eq!(clock.put_right(Trust::Trusted, truth), truth);
         assert!(start.us_since(truth).abs() < 5_000_000, "{start:?}");
         assert_ne!(start.0 % 1_000, record_time(&record) % 1_000, "no start of a right clock can be the same");
 

@@ -9,6 +9,7 @@
 //!    What lasts is a question to a person: new normal?
 //! 4. Sensors that freeze, saturate or fall silent are told apart (`faults.rs`), and so are those that drift away from what the
 //!    others say (`drift.rs`): they do not count for the machine.
+//! 5. What people say of anomalies is remembered, and may make all limits of the machine a little wider (`labels.rs`).
 //!
 //! A machine that is off, idle or out of service is neither learnt from nor judged (idle is another machine than running); an
 //! anomaly that was open stays open until it is judged again. With less than half of its usable sensors the detector is blind.
@@ -16,12 +17,12 @@
 //! Health is 100 % up to half the threshold, falls to 60 % at the threshold and to 0 % at three times it, linearly
 //! in between, of the score smoothed over about ten steps. Its trend says how long the machine has (`life.rs`).
 //!
-//! No I/O and no clock. State in parts: what changes with every step, what calibration learnt, and while it runs its rows.
+//! No I/O and no clock. State in parts: what changes with every step, what calibration learnt, while it runs its rows, and labels.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use gemba_shared::telemetry::{
-    Anomaly, DetectorState, EventKind, Mode, NormalShift, RawWindow, Timestamp, Uncalibrated, Verdict,
+    Anomaly, Clock, DetectorState, EventKind, Mode, NormalShift, RawWindow, Timestamp, Uncalibrated, Verdict,
     WINDOW_SENSORS_MAX, WINDOW_STEPS_MAX,
 };
 use serde::{Deserialize, Serialize};
@@ -30,10 +31,12 @@ use crate::window::Step;
 
 pub mod alarm;
 pub mod calibration;
+pub mod commands;
 pub mod drift;
 pub mod faults;
 pub mod finding;
 pub mod judge;
+pub mod labels;
 pub mod levels;
 pub mod life;
 pub mod model;
@@ -44,6 +47,7 @@ use alarm::{Alarm, Change};
 use calibration::{Learnt, Rows};
 use faults::Faults;
 use judge::{Judge, Judged};
+use labels::Labels;
 use life::Life;
 use model::Model;
 
@@ -88,6 +92,11 @@ pub struct Detector {
     learnt_bytes: u32,
     /// Calibration ends when it is told to, and not by itself.
     until_told: bool,
+    /// What people said of anomalies.
+    labels: Labels,
+    labels_changed: bool,
+    /// By which clock steps count.
+    timeline: Clock,
 }
 
 /// What changes with every step.
@@ -128,6 +137,9 @@ impl Detector {
             learnt_changed: false,
             learnt_bytes: 0,
             until_told: false,
+            labels: Labels::default(),
+            labels_changed: false,
+            timeline: Clock::Trusted,
         }
     }
 
@@ -164,30 +176,14 @@ impl Detector {
         self.core.judge.model_failures()
     }
 
-    /// Learns anew what is normal. An open anomaly is closed.
-    pub fn recalibrate(&mut self, at: Timestamp, events: &mut Vec<EventKind>) {
-        self.close(events);
-        self.core.faults.close(events);
-        tracing::info!(at = at.as_millis(), "a machine is calibrated anew");
-        self.start_calibration();
-    }
-
-    /// Time is counted anew from here on: what counts by the old is closed, and what was learnt stays.
-    pub fn change_time(&mut self, events: &mut Vec<EventKind>) {
+    /// Time is counted anew from here on, by this clock: what counts by the old is closed, and what was learnt stays.
+    pub fn change_time(&mut self, to: Clock, events: &mut Vec<EventKind>) {
+        self.timeline = to;
         self.close(events);
         self.core.faults.close(events);
         self.core.last_step = None;
         self.history.clear();
         self.core.judge.reset();
-    }
-
-    /// What the machine shows now is normal from now on: an open anomaly is closed, and the levels stand where the sensors are.
-    pub fn accept_new_normal(&mut self, at: Timestamp, events: &mut Vec<EventKind>) {
-        let Some((_, values)) = self.history.back() else { return };
-        let Some(learnt) = &self.learnt else { return };
-        tracing::info!(at = at.as_millis(), "what a machine shows is its new normal");
-        self.core.judge.accept(values, learnt, self.settings.model.is_some(), &self.core.faults);
-        self.close(events);
     }
 
     /// Closes what is open, as if it were over.
@@ -220,11 +216,8 @@ impl Detector {
         self.rows = Rows::default();
         let serial = self.core.serial.wrapping_add(1);
         self.core = Core { serial, out_of_service: self.core.out_of_service, ..Core::default() };
-    }
-
-    /// Takes the machine out of judgement, or back in.
-    pub fn set_out_of_service(&mut self, out: bool) {
-        self.core.out_of_service = out;
+        self.labels.begin_anew();
+        self.labels_changed = true;
     }
 
     /// Judges a step; what begins or ends with it is appended to `events`.
@@ -310,7 +303,11 @@ impl Detector {
         self.core.life.push(*health, self.step_us);
         let (is_wrong, is_lasting) = (self.core.judge.is_wrong(), self.core.judge.is_lasting());
         let shifted = |since, active| NormalShift { since, shares: judged.shares.clone(), active };
-        let Some(change) = self.core.alarm.step(at, score, is_wrong) else {
+        let change = self.core.alarm.step(at, score, is_wrong);
+        if let Some(opened) = self.core.alarm.opened() {
+            self.labels_changed |= self.labels.saw(self.timeline, opened, score * self.core.judge.width());
+        }
+        let Some(change) = change else {
             if is_lasting
                 && !self.core.shifted
                 && let Some(since) = self.core.alarm.opened()
@@ -340,9 +337,10 @@ impl Detector {
         }
     }
 
-    /// What counts as 1.0, in the model's own terms; the built-in detector's are shares of its limits.
+    /// What counts as 1.0, in the model's own terms; the built-in detector's are shares of its limits as they were learnt.
     fn threshold(&self) -> f32 {
-        self.learnt.as_ref().and_then(|learnt| learnt.model.as_ref()).map_or(1.0, |model| model.threshold)
+        let learnt = self.learnt.as_ref().and_then(|learnt| learnt.model.as_ref()).map_or(1.0, |model| model.threshold);
+        learnt * self.core.judge.width()
     }
 
     fn anomaly_without_judgement(&self, (opened, score_max): (Timestamp, f32)) -> Anomaly {

@@ -34,6 +34,9 @@ pub struct Report {
     /// In a sentence each: the cloud, the clock, the listeners, the models.
     pub facts: Vec<(String, String)>,
     pub figures: Vec<Figure>,
+    /// Machines of which people said something that counts.
+    #[serde(default)]
+    pub machines: Vec<MachineReport>,
     #[serde(default)]
     pub reload: ReloadReport,
 }
@@ -49,6 +52,21 @@ pub struct ReloadReport {
     pub refused: Option<String>,
     /// Keys whose new values wait for a restart.
     pub restart_needed: Vec<String>,
+}
+
+/// What people said of a machine, and what its detector makes of that.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineReport {
+    pub machine: String,
+    /// It is not judged.
+    pub out_of_service: bool,
+    /// Of its latest anomalies those that people said something of, and of these those that were real.
+    pub labelled: u32,
+    pub real: u32,
+    /// How many times as wide as they were learnt its limits are.
+    pub limits_width: f32,
+    /// The same for people.
+    pub text: String,
 }
 
 /// A counter or a gauge.

@@ -21,10 +21,11 @@ use gemba_mqtt::delivery::Delivery;
 use gemba_shared::{
     ids::MachineId,
     message::{CommandKind, LiveMachine, Outcome},
-    telemetry::{Catalog, EventKind, Record},
+    telemetry::{Catalog, Clock, EventKind, Record, Timestamp},
 };
 
 use crate::{
+    detect::labels::Standing,
     journal::{Journal, JournalError, JournalSettings, Replayed},
     outbox::{Outbox, OutboxError, State, Write},
     reading::{Now, Reading, Registry},
@@ -104,6 +105,14 @@ pub struct Pipeline {
     /// Made, and not yet on the disk: no machine goes on before it is.
     pending: Option<Pending>,
     counters: PipelineCounters,
+}
+
+/// What people told a machine's detector, and what it made of that.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    pub machine: MachineId,
+    pub standing: Standing,
+    pub out_of_service: bool,
 }
 
 #[derive(Debug)]
@@ -343,18 +352,33 @@ impl Pipeline {
         Some(entry.machine.catalog()).filter(|catalog| catalog.revision > 0)
     }
 
-    /// Carries a command out that is for a machine.
+    /// The machines of which people said something that still has an effect, or an anomaly of which they labelled.
+    #[must_use]
+    pub fn told(&self) -> Vec<Told> {
+        let machines = self.machines.iter().map(|entry| Told {
+            machine: entry.machine.id().clone(),
+            standing: entry.machine.standing(),
+            out_of_service: entry.machine.is_out_of_service(),
+        });
+        machines.filter(|told| told.standing.labelled > 0 || told.out_of_service).collect()
+    }
+
+    /// Carries a command out that is for a machine. `put_right` makes a time by a clock the one under which the cloud was told of it.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn command(&mut self, command: &CommandKind, now: Now) -> Result<Outcome, PipelineError> {
+    pub fn command(
+        &mut self,
+        command: &CommandKind,
+        now: Now,
+        put_right: impl Fn(Clock, Timestamp) -> Timestamp,
+    ) -> Result<Outcome, PipelineError> {
         let id = match command {
             CommandKind::Recalibrate { machine }
             | CommandKind::AcceptNewNormal { machine }
+            | CommandKind::LabelAnomaly { machine, .. }
             | CommandKind::OutOfService { machine, .. } => machine,
-            CommandKind::LabelAnomaly { .. } | CommandKind::Reload | CommandKind::SendDiagnostics => {
-                return Ok(Outcome::Unknown);
-            }
+            CommandKind::Reload | CommandKind::SendDiagnostics => return Ok(Outcome::Unknown),
         };
         self.write_pending()?;
         let Some(ix) = self.machines.iter().position(|entry| entry.machine.id() == id) else {
@@ -362,15 +386,31 @@ impl Pipeline {
         };
         let mut pending = Pending { write: Write::default(), marks: Vec::new() };
         let machine = &mut self.machines[ix].machine;
-        match command {
-            CommandKind::OutOfService { out, .. } => machine.set_out_of_service(*out),
-            CommandKind::AcceptNewNormal { .. } => machine.accept_new_normal(now, &mut pending.write.records),
-            _ => machine.recalibrate(now, &mut pending.write.records),
+        let outcome = match command {
+            CommandKind::OutOfService { out, .. } => {
+                machine.set_out_of_service(*out);
+                Outcome::Done
+            }
+            CommandKind::AcceptNewNormal { .. } => match machine.accept_new_normal(now, &mut pending.write.records) {
+                Ok(()) => Outcome::Done,
+                Err(why) => Outcome::Failed(why.to_string()),
+            },
+            CommandKind::LabelAnomaly { opened, real, .. } => match machine.label(*opened, *real, put_right) {
+                Some(labelled) => Outcome::Told(labelled.to_string()),
+                None => Outcome::Failed(format!("this gateway remembers no anomaly of {id} that opened then")),
+            },
+            _ => {
+                machine.recalibrate(now, &mut pending.write.records);
+                Outcome::Done
+            }
+        };
+        if matches!(outcome, Outcome::Failed(_)) {
+            return Ok(outcome);
         }
         self.save(ix, &mut pending)?;
         self.pending = Some(pending);
         self.write_pending()?;
-        Ok(Outcome::Done)
+        Ok(outcome)
     }
 }
 

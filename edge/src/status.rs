@@ -77,13 +77,16 @@ pub fn readable(report: &Report) -> String {
             }
         }
     }
+    for machine in &report.machines {
+        lines.push(format!("  {:<14} {}", machine.machine, machine.text));
+    }
     lines.join("\n") + "\n"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::{Figure, ReloadReport};
+    use crate::health::{Figure, MachineReport, ReloadReport};
 
     #[test]
     fn a_report_reads_as_a_text() {
@@ -98,9 +101,17 @@ mod tests {
                 Figure::counter("readings", "", 5),
                 Figure::by_reason("rejected", "", [("not_json", 2), ("too_large", 0)]),
             ],
+            machines: vec![MachineReport {
+                machine: "pump-3".into(),
+                out_of_service: false,
+                labelled: 2,
+                real: 1,
+                limits_width: 1.0,
+                text: "1 of 2 labelled anomalies were real (50 %); limits as learnt".into(),
+            }],
             reload: ReloadReport::default(),
         };
-        let expected = "gemba-edge 1.0.0, up 1 h 1 min\n  not ready    no listener\n  cloud          away\n  readings                           5\n  rejected (not_json)                2\n";
+        let expected = "gemba-edge 1.0.0, up 1 h 1 min\n  not ready    no listener\n  cloud          away\n  readings                           5\n  rejected (not_json)                2\n  pump-3         1 of 2 labelled anomalies were real (50 %); limits as learnt\n";
         assert_eq!(readable(&report), expected);
     }
 }

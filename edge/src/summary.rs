@@ -18,6 +18,7 @@ use crate::{
     window::{Interval, Periods, Step, Taken, Window},
 };
 
+mod commands;
 mod state;
 mod told;
 
@@ -214,7 +215,7 @@ impl Machine {
         while let Some((step, interval)) = self.window.close_next_of_all() {
             self.close(step, interval, clock, &mut events, records);
         }
-        self.detector.change_time(&mut events);
+        self.detector.change_time(to, &mut events);
         if let Some(at) = self.window.latest() {
             for kind in events {
                 self.tell_event(kind, at, clock, records);
@@ -343,28 +344,6 @@ impl Machine {
         }
     }
 
-    /// Learns anew what is normal; an open anomaly is closed.
-    pub fn recalibrate(&mut self, now: Now, records: &mut Vec<(Lane, Record)>) {
-        let at = self.window.latest().unwrap_or(now.wall);
-        let mut events = Vec::new();
-        self.detector.recalibrate(at, &mut events);
-        let clock = self.clock(now);
-        for kind in events {
-            self.tell_event(kind, at, clock, records);
-        }
-    }
-
-    /// What the machine shows now is normal from now on.
-    pub fn accept_new_normal(&mut self, now: Now, records: &mut Vec<(Lane, Record)>) {
-        let at = self.window.latest().unwrap_or(now.wall);
-        let mut events = Vec::new();
-        self.detector.accept_new_normal(at, &mut events);
-        let clock = self.clock(now);
-        for kind in events {
-            self.tell_event(kind, at, clock, records);
-        }
-    }
-
     /// Goes on under other settings, as after a restart with them, and without forgetting a reading.
     pub fn reconfigure(&mut self, settings: Arc<MachineSettings>, now: Now, records: &mut Vec<(Lane, Record)>) {
         let periods = settings.periods;
@@ -383,11 +362,6 @@ impl Machine {
         }
         self.catalog_changed = true;
         self.find_special_sensors();
-    }
-
-    /// Takes the machine out of judgement, or back in.
-    pub fn set_out_of_service(&mut self, out: bool) {
-        self.detector.set_out_of_service(out);
     }
 
     /// Intervals that hold readings and are not in a summary yet.

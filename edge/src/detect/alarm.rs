@@ -73,6 +73,14 @@ impl Alarm {
         self.open.as_ref().map(|open| open.opened)
     }
 
+    /// What was compared with a limit is compared with another one: scores are `by` times what they were.
+    pub fn rescale(&mut self, by: f32) {
+        if let Some(open) = &mut self.open {
+            open.score_max *= by;
+            open.told_max *= by;
+        }
+    }
+
     /// Closes it now; gives when it opened and its largest score if it was open.
     pub fn close(&mut self) -> Option<(Timestamp, f32)> {
         self.open.take().map(|open| (open.opened, open.score_max))

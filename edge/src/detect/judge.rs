@@ -33,6 +33,19 @@ pub struct Judge {
     /// Steps that the model could not judge.
     #[serde(skip)]
     model_failures: u64,
+    /// Of all limits; kept with the labels that it comes of.
+    #[serde(skip)]
+    width: Width,
+}
+
+/// How many times as wide as they were learnt the limits are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Width(f32);
+
+impl Default for Width {
+    fn default() -> Self {
+        Self(1.0)
+    }
 }
 
 /// A step's judgement.
@@ -114,6 +127,16 @@ impl Judge {
         self.model_failures
     }
 
+    /// How many times as wide as they were learnt the limits are.
+    #[must_use]
+    pub const fn width(&self) -> f32 {
+        self.width.0
+    }
+
+    pub const fn set_width(&mut self, width: f32) {
+        self.width = Width(width);
+    }
+
     /// The score of a step that ends at `at`; `None` with values of less than half of the usable sensors.
     pub fn step(
         &mut self,
@@ -143,7 +166,12 @@ impl Judge {
             (Some(learnt_model), Some(model)) => self.ask(model, learnt_model, learnt, &seen),
             _ => self.compare(learnt, &seen),
         };
-        let together = if apart.ratio > together.ratio { apart } else { together };
+        let mut together = if apart.ratio > together.ratio { apart } else { together };
+        // By 1.0 nothing changes, to the last bit.
+        together.ratio /= self.width.0;
+        for level in &mut seen {
+            level.ratio /= self.width.0;
+        }
         self.find(learnt, model.is_some(), &seen, together.ratio, step, faults);
         Some(judged(&seen, &together))
     }

@@ -5,18 +5,22 @@
 //! | the core | returned to the caller, who keeps it with its own: changes with every step |
 //! | `0x100…` | what calibration learnt, cut into blocks |
 //! | `0x200…` | rows of a calibration that is under way, 25 to a block |
+//! | `0xffff` | labels; a state without them is of a version that had none |
 //!
-//! Each block begins with the serial number of its calibration. The raw steps that events carry are not kept: after
+//! Each block but labels begins with the serial number of its calibration. The raw steps that events carry are not kept: after
 //! a restart an event's window begins with it.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Core, DetectSettings, Detector, Learnt, Rows};
+use gemba_shared::telemetry::Clock;
+
+use super::{Core, DetectSettings, Detector, Labels, Learnt, Rows};
 
 const LEARNT_PART: u16 = 0x100;
 const ROWS_PART: u16 = 0x200;
+const LABELS_PART: u16 = u16::MAX;
 const BLOCK_BYTES: usize = 32 * 1_024;
 const ROWS_A_BLOCK: usize = 25;
 
@@ -32,7 +36,14 @@ pub struct CoreState {
 
 impl Detector {
     /// The state as it is: the core, and the parts that changed since the last call.
-    pub fn save(&mut self, parts: &mut Vec<(u16, Vec<u8>)>) -> CoreState {
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn save(&mut self, parts: &mut Vec<(u16, Vec<u8>)>) -> Result<CoreState, postcard::Error> {
+        if self.labels_changed {
+            parts.push((LABELS_PART, postcard::to_stdvec(&self.labels)?));
+            self.labels_changed = false;
+        }
         let serial = self.core.serial.to_le_bytes();
         if let Some(learnt) = self.learnt.as_ref().filter(|_| self.learnt_changed) {
             let bytes = learnt.encode();
@@ -49,18 +60,26 @@ impl Detector {
                 parts.push((ROWS_PART + number, serial.into_iter().chain(bytes).collect()));
             }
         }
-        CoreState {
+        Ok(CoreState {
             core: self.core.clone(),
             learnt_bytes: if self.learnt.is_some() { self.learnt_bytes } else { 0 },
             rows_width: u16::try_from(width).unwrap_or(u16::MAX),
             rows: u32::try_from(self.rows.len()).unwrap_or(u32::MAX),
-        }
+        })
     }
 
-    /// The detector as it was saved. Where that cannot be, or another model is to judge, calibration begins anew.
+    /// The detector as it was saved, with steps that count by `timeline`. Where that cannot be, or another model is to judge, calibration
+    /// begins anew.
     #[must_use]
-    pub fn restore(settings: DetectSettings, step_us: i64, state: CoreState, parts: &BTreeMap<u16, Vec<u8>>) -> Self {
+    pub fn restore(
+        settings: DetectSettings,
+        step_us: i64,
+        timeline: Clock,
+        state: CoreState,
+        parts: &BTreeMap<u16, Vec<u8>>,
+    ) -> Self {
         let mut this = Self::new(settings, step_us);
+        (this.timeline, this.labels) = (timeline, labels_of(parts));
         let serial = state.core.serial;
         let learnt_bytes = state.learnt_bytes as usize;
         let (width, rows) = (usize::from(state.rows_width), state.rows as usize);
@@ -87,7 +106,15 @@ impl Detector {
             // It must still be closed, once, for whoever saw it open.
             this.core.alarm = alarm;
         }
+        this.core.judge.set_width(this.labels.width());
         this
+    }
+
+    /// Takes labels up from a state of which nothing else is of use.
+    pub fn remember_labels(&mut self, timeline: Clock, parts: &BTreeMap<u16, Vec<u8>>) {
+        (self.timeline, self.labels) = (timeline, labels_of(parts));
+        self.labels.begin_anew();
+        self.labels_changed = true;
     }
 
     /// `None` if the model that is to judge has not been calibrated.
@@ -104,6 +131,14 @@ impl Detector {
         }
         Some(learnt)
     }
+}
+
+fn labels_of(parts: &BTreeMap<u16, Vec<u8>>) -> Labels {
+    let Some(bytes) = parts.get(&LABELS_PART) else { return Labels::default() };
+    postcard::from_bytes(bytes).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what people said of a machine's anomalies cannot be read: it is forgotten, and limits are as learnt");
+        Labels::default()
+    })
 }
 
 fn blocks(parts: &BTreeMap<u16, Vec<u8>>, from: u16, to: u16, serial: u32) -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gemba_shared::telemetry::SensorFaultKind;
 
-use super::{state::CoreState, *};
+use super::{commands::NothingToAccept, labels::MARGIN, state::CoreState, *};
 
 const SECOND: i64 = 1_000_000;
 
@@ -187,11 +187,11 @@ fn a_detector_goes_on_as_it_was_saved() {
         run.go(13, fault);
         again.go(13, fault);
         let mut parts = Vec::new();
-        let core = again.detector.save(&mut parts);
+        let core = again.detector.save(&mut parts).unwrap();
         saved.extend(parts);
         let core: CoreState = postcard::from_bytes(&postcard::to_stdvec(&core).unwrap()).unwrap();
         let settings = again.detector.settings.clone();
-        again.detector = Detector::restore(settings, SECOND, core, &saved);
+        again.detector = Detector::restore(settings, SECOND, Clock::Trusted, core, &saved);
     }
     let bare = |run: &Run| -> Vec<_> {
         let without_window = |(second, event): &(i64, EventKind)| {
@@ -223,9 +223,9 @@ fn a_model_judges_after_calibration_and_goes_on_after_a_restart() {
     assert_eq!((&run.events[..], run.detector.model_failures()), (&[][..], 0));
 
     let mut parts = Vec::new();
-    let core = run.detector.save(&mut parts);
+    let core = run.detector.save(&mut parts).unwrap();
     let parts: BTreeMap<u16, Vec<u8>> = parts.into_iter().collect();
-    run.detector = Detector::restore(settings, SECOND, core.clone(), &parts);
+    run.detector = Detector::restore(settings, SECOND, Clock::Trusted, core.clone(), &parts);
     run.go(30, |_, values| values[2] += 20.0);
     let (_, EventKind::AnomalyOpened(anomaly)) = &run.events[0] else { panic!("{:?}", run.events) };
     assert_eq!((anomaly.model.clone(), anomaly.shares.len()), (model().to_string(), 4));
@@ -233,7 +233,7 @@ fn a_model_judges_after_calibration_and_goes_on_after_a_restart() {
 
     // Without its file the baseline judges, by what it learnt beside it.
     let without = DetectSettings { calibration_steps: 300, model: None };
-    let mut without = Detector::restore(without, SECOND, core, &parts);
+    let mut without = Detector::restore(without, SECOND, Clock::Trusted, core, &parts);
     without.step(&step(run.second, usual(run.second)), Mode::Running, &mut Vec::new());
     assert_eq!(without.judge_name(), BASELINE);
     assert_eq!(without.present(Mode::Running).detector, DetectorState::Watching);
@@ -292,7 +292,7 @@ fn what_lasts_is_asked_about_and_may_be_accepted() {
         .collect();
     assert!(matches!(asked[..], [second] if (1_195..1_215).contains(&second)), "{asked:?}");
     let mut events = Vec::new();
-    run.detector.accept_new_normal(Timestamp(run.second * SECOND), &mut events);
+    run.detector.accept_new_normal(Timestamp(run.second * SECOND), &mut events).unwrap();
     assert!(
         matches!(&events[..], [EventKind::AnomalyClosed(_), EventKind::NormalShifted(s)] if !s.active),
         "{events:?}"
@@ -344,11 +344,123 @@ fn one_wild_reading_leaves_nothing_that_is_not_finite() {
 fn a_model_that_is_named_later_is_calibrated() {
     let mut run = Run::calibrated();
     let mut parts = Vec::new();
-    let core = run.detector.save(&mut parts);
+    let core = run.detector.save(&mut parts).unwrap();
     let parts: BTreeMap<u16, Vec<u8>> = parts.into_iter().collect();
     let settings = DetectSettings { calibration_steps: 300, model: Some(model()) };
-    run.detector = Detector::restore(settings, SECOND, core, &parts);
+    run.detector = Detector::restore(settings, SECOND, Clock::Trusted, core, &parts);
     assert_eq!(run.detector.present(Mode::Running).detector, DetectorState::Calibrating { percent: 0 });
     run.go(300, |_, _| {});
     assert_eq!(run.detector.judge_name(), model().to_string());
+}
+
+/// How far what raises the third sensor for a minute goes over limits of this width, in shares of those that were learnt.
+fn raised(width: f32, by: f32) -> Option<f32> {
+    let mut run = Run::calibrated();
+    run.detector.core.judge.set_width(width);
+    run.go(100, |_, _| {}).go(60, |_, values| values[2] += by).go(200, |_, _| {});
+    run.events.iter().rev().find_map(|(_, event)| match event {
+        EventKind::AnomalyClosed(anomaly) => Some(anomaly.score_max * width),
+        _ => None,
+    })
+}
+
+/// A disturbance that goes a little over the limits.
+fn slight() -> f32 {
+    let by = (4..80).map(|n| n as f32 * 0.1).find(|by| raised(1.0, *by).is_some_and(|peak| peak > 1.15));
+    by.filter(|by| raised(1.0, *by).is_some_and(|peak| peak < 1.45)).expect("one that is slight")
+}
+
+/// A run in which a slight disturbance was raised, and when.
+fn after_a_slight_one() -> (Run, Timestamp) {
+    let (mut run, by) = (Run::calibrated(), slight());
+    run.go(100, |_, _| {}).go(60, |_, values| values[2] += by).go(200, |_, _| {});
+    let EventKind::AnomalyOpened(anomaly) = &run.events[0].1 else { panic!("{:?}", run.events) };
+    let opened = anomaly.opened;
+    (run, opened)
+}
+
+fn as_is(_: Clock, at: Timestamp) -> Timestamp {
+    at
+}
+
+#[test]
+fn a_false_alarm_would_not_be_raised_again_and_a_fault_still_is() {
+    let (mut run, opened) = after_a_slight_one();
+    let peak = raised(1.0, slight()).unwrap();
+    assert_eq!(run.detector.label(opened.plus_us(1), false, as_is), None);
+    let labelled = run.detector.label(opened, false, as_is).unwrap();
+    assert_eq!((labelled.standing.labelled, labelled.standing.real, labelled.is_open), (1, 0, false));
+    let width = labelled.standing.width;
+    assert!((width / (peak * MARGIN) - 1.0).abs() < 1e-5, "{width} for a peak of {peak}");
+    assert_eq!(raised(width, slight()), None);
+    assert!(raised(width, 20.0).is_some_and(|peak| peak > 2.0));
+
+    // What is raised says by which limits.
+    run.events.clear();
+    run.go(30, |_, values| values[2] += 20.0);
+    let EventKind::AnomalyOpened(fault) = &run.events[0].1 else { panic!("{:?}", run.events) };
+    assert_eq!(fault.threshold.to_bits(), width.to_bits());
+
+    // It was no false alarm after all.
+    assert_eq!(run.detector.label(opened, true, as_is).unwrap().standing.width.to_bits(), 1.0_f32.to_bits());
+    assert_eq!((run.detector.standing().labelled, run.detector.standing().real), (1, 1));
+}
+
+#[test]
+fn labels_outlive_a_restart_and_a_calibration() {
+    let (mut run, opened) = after_a_slight_one();
+    let width = run.detector.label(opened, false, as_is).unwrap().standing.width;
+    let mut parts = Vec::new();
+    let core = run.detector.save(&mut parts).unwrap();
+    let parts: BTreeMap<u16, Vec<u8>> = parts.into_iter().collect();
+    let restore = |parts: &BTreeMap<u16, Vec<u8>>| {
+        Detector::restore(run.detector.settings.clone(), SECOND, Clock::Trusted, core.clone(), parts)
+    };
+    let mut again = restore(&parts);
+    assert_eq!((again.standing(), again.core.judge.width()), (run.detector.standing(), width));
+    assert_eq!(again.present(Mode::Running).detector, DetectorState::Watching);
+    again.recalibrate(opened, &mut Vec::new());
+    assert_eq!((again.standing().labelled, again.standing().width), (1, 1.0));
+    assert_eq!(again.core.judge.width().to_bits(), 1.0_f32.to_bits());
+
+    // A state of a version that knew no labels, and one whose labels are damaged.
+    let mut old = parts.clone();
+    assert!(old.remove(&u16::MAX).is_some());
+    let damaged = old.iter().map(|(part, bytes)| (*part, bytes.clone())).chain([(u16::MAX, vec![0xff; 3])]).collect();
+    for parts in [old, damaged] {
+        let without = restore(&parts);
+        assert_eq!(without.present(Mode::Running).detector, DetectorState::Watching);
+        assert_eq!((without.standing().labelled, without.core.judge.width()), (0, 1.0));
+    }
+}
+
+#[test]
+fn a_label_changes_what_an_open_anomaly_is_compared_with() {
+    let (mut run, opened) = after_a_slight_one();
+    run.go(20, |_, values| values[2] += 20.0);
+    let before = run.detector.present(Mode::Running).score.unwrap();
+    let width = run.detector.label(opened, false, as_is).unwrap().standing.width;
+    let after = run.detector.present(Mode::Running).score.unwrap();
+    assert!((before / after / width - 1.0).abs() < 1e-5);
+    let open = run.detector.core.alarm.opened().unwrap();
+    let labelled = run.detector.label(open, false, as_is).unwrap();
+    assert!(labelled.is_open && labelled.is_uncovered);
+    assert!(run.detector.core.alarm.is_open(), "a label closes nothing");
+    assert_eq!(labelled.standing.width.to_bits(), width.to_bits(), "nor does one that went far widen anything");
+}
+
+#[test]
+fn there_must_be_something_to_accept() {
+    let mut run = Run::new();
+    let at = Timestamp(0);
+    assert_eq!(run.detector.accept_new_normal(at, &mut Vec::new()), Err(NothingToAccept::NotCalibrated));
+    run.go(310, |_, _| {});
+    let mut parts = Vec::new();
+    let core = run.detector.save(&mut parts).unwrap();
+    let settings = run.detector.settings.clone();
+    let parts = parts.into_iter().collect();
+    let mut again = Detector::restore(settings, SECOND, Clock::Trusted, core, &parts);
+    assert_eq!(again.accept_new_normal(at, &mut Vec::new()), Err(NothingToAccept::NotSeen));
+    run.detector.step(&step(310, vec![0.0; 4]), Mode::Off, &mut Vec::new());
+    assert_eq!(run.detector.accept_new_normal(at, &mut Vec::new()), Err(NothingToAccept::NotJudged));
 }

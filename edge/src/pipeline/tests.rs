@@ -88,6 +88,10 @@ impl Life {
         self.pipeline.ingest(&readings, &mut Vec::new(), now(at), now(at)).unwrap();
     }
 
+    fn command(&mut self, command: &CommandKind, at: i64) -> Result<Outcome, PipelineError> {
+        self.pipeline.command(command, now(at), |_, time| time)
+    }
+
     /// A kill: the files as they are now, taken up by a new process. `journal`: as it was at an earlier moment.
     fn kill(self, at: i64, journal: Option<&Path>) -> Self {
         let dir = TempDir::new().unwrap();
@@ -289,22 +293,61 @@ fn commands_are_carried_out_and_outlive_a_kill() {
     let mut life = open(TempDir::new().unwrap(), now(0));
     let machine = MachineId::new("m1").unwrap();
     let recalibrate = CommandKind::Recalibrate { machine: machine.clone() };
-    assert!(matches!(life.pipeline.command(&recalibrate, now(0)), Ok(Outcome::Failed(_))));
+    assert!(matches!(life.command(&recalibrate, 0), Ok(Outcome::Failed(_))));
     for at in (5..1_000).step_by(5) {
         life.ingest(&[(1, 0, at, (at % 35) as f64)], at);
         life.pipeline.tick(now(at)).unwrap();
     }
     assert_eq!(life.pipeline.live(now(0))[0].verdict.detector, DetectorState::Watching);
-    assert_eq!(life.pipeline.command(&CommandKind::Reload, now(1_000)).unwrap(), Outcome::Unknown);
+    assert_eq!(life.command(&CommandKind::Reload, 1_000).unwrap(), Outcome::Unknown);
     // A sensor that nobody was told of when the state was written is told of after the kill.
     life.ingest(&[(1, 1, 1_000, 1.0)], 1_000);
-    assert_eq!(life.pipeline.command(&recalibrate, now(1_000)).unwrap(), Outcome::Done);
+    assert_eq!(life.command(&recalibrate, 1_000).unwrap(), Outcome::Done);
     let mut life = life.kill(1_000, None);
     assert_eq!(life.pipeline.live(now(0))[0].verdict.detector, DetectorState::Calibrating { percent: 0 });
     life.pipeline.tick(now(1_400)).unwrap();
     let told =
         life.records().iter().any(|record| matches!(record, Record::Catalog(catalog) if catalog.sensors.len() == 2));
     assert!(told);
+}
+
+#[test]
+fn a_label_is_kept_and_answered_with_what_it_did() {
+    let mut life = open(TempDir::new().unwrap(), now(0));
+    let mut random = Random(3);
+    for at in (5..1_400).step_by(5) {
+        life.ingest(&batch(&mut random, at), at);
+        life.pipeline.tick(now(at)).unwrap();
+    }
+    let opened = life.records().iter().find_map(|record| match record {
+        Record::Event(Event { kind: EventKind::AnomalyOpened(anomaly), machine, .. }) if machine.as_str() == "m1" => {
+            Some(anomaly.opened)
+        }
+        _ => None,
+    });
+    let opened = opened.expect("the fault was raised");
+    let label = |machine: &str, opened, real| CommandKind::LabelAnomaly {
+        machine: MachineId::new(machine).unwrap(),
+        opened,
+        real,
+    };
+    assert_eq!(life.pipeline.told(), []);
+    let unknown = life.command(&label("m1", opened.plus_us(1), true), 1_400).unwrap();
+    assert!(matches!(unknown, Outcome::Failed(why) if why.contains("no anomaly of m1")));
+    assert!(matches!(life.command(&label("m2", opened, true), 1_400), Ok(Outcome::Failed(_))));
+    assert!(matches!(life.command(&label("m9", opened, true), 1_400), Ok(Outcome::Failed(_))));
+    let said = life.command(&label("m1", opened, false), 1_400).unwrap();
+    assert!(matches!(&said, Outcome::Told(text) if text.contains("0 of 1 labelled")), "{said:?}");
+    let told = life.pipeline.told();
+    let mut life = life.kill(1_400, None);
+    assert_eq!((life.pipeline.told(), told.len()), (told, 1));
+    let said = life.command(&label("m1", opened, true), 1_400).unwrap();
+    assert!(matches!(&said, Outcome::Told(text) if text.contains("1 of 1 labelled")), "{said:?}");
+    let machine = MachineId::new("m1").unwrap();
+    assert_eq!(life.command(&CommandKind::OutOfService { machine, out: true }, 1_400).unwrap(), Outcome::Done);
+    let life = life.kill(1_400, None);
+    let told = life.pipeline.told();
+    assert_eq!((told[0].standing.labelled, told[0].standing.real, told[0].out_of_service), (1, 1, true));
 }
 
 #[test]
@@ -336,7 +379,7 @@ fn a_broker_that_goes_back_in_time_repeats_nothing() {
     }
     // The state of one machine is written with its interval half full, and has most of what was sent; the rest is in the journal.
     let m1 = MachineId::new("m1").unwrap();
-    life.pipeline.command(&CommandKind::Recalibrate { machine: m1 }, now(99)).unwrap();
+    life.command(&CommandKind::Recalibrate { machine: m1 }, 99).unwrap();
     let mut life = life.kill(100, None);
     life.ingest(&sent, 100);
     assert_eq!(life.pipeline.counters().duplicates, sent.len() as u64);

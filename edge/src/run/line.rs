@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     config::Config,
     ingest::Decoder,
-    pipeline::{Pipeline, PipelineCounters, PipelineError, PipelineSettings},
+    pipeline::{Pipeline, PipelineCounters, PipelineError, PipelineSettings, Told},
     reading::Reading,
     uplink::Order,
 };
@@ -59,6 +59,8 @@ pub(super) struct LineState {
     /// What the disk says since it began to fail, and since when; empty while it works.
     pub(super) disk: Mutex<Option<(i64, String)>>,
     pub(super) counters: Mutex<PipelineCounters>,
+    /// What people told of machines.
+    pub(super) told: Mutex<Vec<Told>>,
 }
 
 impl LineState {
@@ -120,6 +122,7 @@ impl Line {
             if instant >= live_at {
                 live_at = instant + LIVE_EVERY;
                 self.live.send_replace(Arc::new(self.pipeline.live(self.clock.now())));
+                *lock(&self.state.told) = self.pipeline.told();
             }
             self.state.progress_us.store(self.clock.now().mono_us, Relaxed);
             if ended {
@@ -190,7 +193,8 @@ impl Line {
                     continue;
                 }
             };
-            let outcome = self.pipeline.command(&kind, self.clock.now()).unwrap_or_else(|error| {
+            let put_right = |clock, at| self.clock.put_right(clock, at);
+            let outcome = self.pipeline.command(&kind, self.clock.now(), put_right).unwrap_or_else(|error| {
                 self.failed(&error);
                 Outcome::Failed("the gateway's disk failed".into())
             });

@@ -15,10 +15,10 @@ use rumqttc::MqttOptions;
 use super::{intake::Intake, line::LineState, reload::Reloads, watching::DISK_PATIENCE_US};
 use crate::{
     clock::Clock,
-    health::{Figure, Kind, Report, duration_text},
+    health::{Figure, Kind, MachineReport, Report, duration_text},
     ingest::{Reject, Rejects},
     outbox::{Backlog, Outbox, OutboxCounters},
-    pipeline::PipelineCounters,
+    pipeline::{PipelineCounters, Told},
     uplink::{Link, UplinkState},
 };
 
@@ -134,6 +134,7 @@ impl Vitals {
             unready: self.unready(),
             facts: self.facts(now.clock, now.mono_us),
             figures: self.figures(),
+            machines: lock(&self.line.told).iter().map(machine_report).collect(),
             reload: lock(&self.reloads).report(now.mono_us),
         }
     }
@@ -231,6 +232,7 @@ impl Vitals {
             Figure::counter("disk_failures", "Writes that the disk refused", self.line.disk_failures.load(Relaxed)),
         ];
         figures.extend(line_figures(&line));
+        figures.extend(told_figures(&lock(&self.line.told)));
         figures.extend(outbox_figures(&outbox));
         match &self.intake {
             Intake::Gate { counters, .. } => {
@@ -356,6 +358,40 @@ fn line_figures(line: &PipelineCounters) -> Vec<Figure> {
             "Steps that the baseline judged because the model failed",
             line.model_failures,
         ),
+    ]
+}
+
+fn machine_report(told: &Told) -> MachineReport {
+    let (machine, standing) = (told.machine.as_str(), told.standing);
+    let text =
+        if told.out_of_service { format!("out of service: not judged; {standing}") } else { standing.to_string() };
+    MachineReport {
+        machine: machine.to_owned(),
+        out_of_service: told.out_of_service,
+        labelled: standing.labelled,
+        real: standing.real,
+        limits_width: standing.width,
+        text,
+    }
+}
+
+/// Of all machines.
+fn told_figures(told: &[Told]) -> Vec<Figure> {
+    let sum = |of: fn(&Told) -> u32| told.iter().map(|told| u64::from(of(told))).sum::<u64>();
+    let real = sum(|told| told.standing.real);
+    let labelled = [("real", real), ("false_alarm", sum(|told| told.standing.labelled) - real)];
+    let machines = |is: fn(&Told) -> bool| told.iter().filter(|told| is(told)).count() as f64;
+    vec![
+        Figure {
+            kind: Kind::Gauge,
+            ..Figure::by_reason("labelled_anomalies", "Latest anomalies with a label", labelled)
+        },
+        Figure::gauge(
+            "machines_with_wider_limits",
+            "Machines whose limits are wider than learnt because of false alarms",
+            machines(|told| told.standing.width > 1.0),
+        ),
+        Figure::gauge("machines_out_of_service", "Machines that are not judged", machines(|told| told.out_of_service)),
     ]
 }
 

@@ -50,7 +50,7 @@ impl Machine {
     /// If it cannot be encoded.
     pub fn save(&mut self, mark: Mark) -> Result<Vec<(u16, Vec<u8>)>, postcard::Error> {
         let mut parts = Vec::new();
-        let detector = self.detector.save(&mut parts);
+        let detector = self.detector.save(&mut parts)?;
         let (timeline, told) = (self.timeline, self.told.clone());
         let saved = Saved { window: self.window.clone(), detector, mode: self.mode, timeline, told, mark };
         let core = postcard::to_stdvec(&saved)?;
@@ -82,7 +82,10 @@ impl Machine {
         this.window = saved.window.with_periods(periods);
         this.window.resume(mono_us);
         if same_steps {
-            this.detector = Detector::restore(detect_settings(&this.settings), periods.step_us, saved.detector, parts);
+            let settings = detect_settings(&this.settings);
+            this.detector = Detector::restore(settings, periods.step_us, saved.timeline, saved.detector, parts);
+        } else {
+            this.detector.remember_labels(saved.timeline, parts);
         }
         (this.mode, this.timeline, this.told) = (saved.mode, saved.timeline, saved.told);
         let (step_ms, interval_ms) = (this.catalog.step_ms, this.catalog.interval_ms);

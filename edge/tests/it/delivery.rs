@@ -23,7 +23,7 @@ use gemba_shared::{
     frame,
     ids::{GatewayId, MachineId},
     message::{Batch, CatalogWanted, Command, CommandKind, Downlink, Lane, Outcome, Receipt, Refused, Seq, Uplink},
-    telemetry::{Gap, GapReason, Record, Timestamp},
+    telemetry::{Event, EventKind, Gap, GapReason, Record, Timestamp},
     topic,
 };
 use tokio::sync::mpsc;
@@ -203,6 +203,59 @@ async fn a_command_is_carried_out_once_and_answered() {
         };
         assert_eq!((result.id, result.outcome == Outcome::Done), (id, done), "{result:?}");
     }
+    gateway.terminate();
+}
+
+/// When the first anomaly opened that the gateway tells of.
+async fn anomaly(cloud: &mut Cloud) -> Timestamp {
+    loop {
+        let batch = cloud.batch(Lane::Events).await;
+        for record in &batch.records {
+            if let Record::Event(Event { kind: EventKind::AnomalyOpened(anomaly), .. }) = record {
+                return anomaly.opened;
+            }
+        }
+        let last = batch.seq.number + batch.records.len() as u64 - 1;
+        cloud.say(&receipt(&batch, last), &cloud.key).await;
+    }
+}
+
+#[tokio::test]
+async fn what_people_say_of_an_anomaly_reaches_its_detector_and_stays_there() {
+    let mut cloud = Cloud::start().await;
+    let mut gateway = enrolled(&cloud);
+    gateway.start().await;
+    while !matches!(cloud.next().await, Uplink::Status(_)) {}
+    let reading = |second: i64| {
+        let value = 10.0 + (second as f64 * 0.7).sin() + if second < 420 { 0.0 } else { 30.0 };
+        format!("{{\"value\": {value}, \"time\": {}}}", 1_700_000_000_000 + second * 1_000).into_bytes()
+    };
+    let readings: Vec<Vec<u8>> = (0..500).map(reading).collect();
+    let messages: Vec<(&str, &[u8])> = readings.iter().map(|payload| ("plant/p1/t", &payload[..])).collect();
+    gateway.publish(&messages).await;
+    let opened = anomaly(&mut cloud).await;
+
+    let machine = MachineId::new("p1").unwrap();
+    let at = [(opened, false), (opened.plus_us(1), true), (opened, true)];
+    let mut told = Vec::new();
+    for (id, (opened, real)) in (1..).zip(at) {
+        let kind = CommandKind::LabelAnomaly { machine: machine.clone(), opened, real };
+        cloud.say(&Downlink::Command(Command { id, expires: Timestamp(i64::MAX), kind }), &cloud.key).await;
+        told.push(loop {
+            match cloud.next().await {
+                Uplink::CommandResult(result) if result.id == id => break result.outcome,
+                _ => {}
+            }
+        });
+    }
+    assert!(matches!(&told[0], Outcome::Told(text) if text.contains("0 of 1 labelled")), "{told:?}");
+    assert!(matches!(&told[1], Outcome::Failed(text) if text.contains("no anomaly of p1")), "{told:?}");
+    assert!(matches!(&told[2], Outcome::Told(text) if text.contains("1 of 1 labelled")), "{told:?}");
+    let stands = |text: String| text.contains("\"labelled\":1,\"real\":1,\"limits_width\":1.0").then_some(());
+    wait("the status to show it", || gateway.get("status").and_then(stands)).await;
+    gateway.kill();
+    gateway.start().await;
+    wait("the status to show it still", || gateway.get("status").and_then(stands)).await;
     gateway.terminate();
 }
 
