@@ -26,8 +26,10 @@ pub mod incidents;
 pub mod live;
 pub mod machines;
 pub mod notifications;
+pub mod plans;
 pub mod problem;
 pub mod quality;
+pub mod reliability;
 pub mod rules;
 pub mod series;
 pub mod session;
@@ -304,6 +306,9 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(incidents::comment))
         .routes(routes!(incidents::acknowledge))
         .routes(routes!(incidents::close))
+        .routes(routes!(plans::list, plans::add))
+        .routes(routes!(plans::one, plans::replace, plans::remove))
+        .routes(routes!(reliability::read))
         .routes(routes!(incidents::escalation, incidents::set_escalation))
         .routes(routes!(notifications::get, notifications::put))
         .routes(routes!(webhooks::list, webhooks::add))

@@ -12,6 +12,8 @@ pub mod users;
 pub mod alarms;
 pub mod incidents;
 pub mod tickets;
+pub mod plans;
+pub mod reliability;
 pub mod machines;
 pub mod history;
 pub mod views;

@@ -46,6 +46,7 @@ pub mod deliveries;
 pub mod external;
 pub mod gateways;
 pub mod history;
+pub mod plans;
 pub mod web;
 
 use database::Database;
@@ -230,6 +231,11 @@ impl Daemon {
         tasks.spawn(async move {
             keep.await;
             Ok("history")
+        });
+        let plans = plans::keep(self.store.clone(), self.changes.clone(), last.clone());
+        tasks.spawn(async move {
+            plans.await;
+            Ok("plans")
         });
         let feed = Feed::default();
         let hub = Hub::new(self.store.clone(), feed.clone(), clock::now, self.patience);

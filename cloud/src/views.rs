@@ -5,6 +5,7 @@
 pub mod alarm;
 pub mod incident;
 pub mod machine;
+pub mod plan;
 pub mod rule;
 pub mod ticket;
 
@@ -17,6 +18,7 @@ pub use crate::alarms::{AlarmState, ConditionState, Criticality, Hold, Severity}
 pub use alarm::{Alarm, AlarmHold, AlarmQuality, ConditionCount, Held};
 pub use incident::{Incident, IncidentComment, IncidentDetail, Notice};
 pub use machine::{Connection, Detector, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Sensor};
+pub use plan::{Plan, PlanText, PlanTicket};
 pub use rule::AlarmRule;
 pub use ticket::{
     AnomalyLabel, Attachment, CostLine, Ticket, TicketComment, TicketDetail, TicketItem, TicketLink, TicketStep,

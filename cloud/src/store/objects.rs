@@ -21,6 +21,7 @@ pub enum Object {
     Incident,
     Delivery,
     Ticket,
+    Plan,
 }
 
 impl Object {
@@ -39,6 +40,7 @@ impl Object {
             Self::Incident => "incident",
             Self::Delivery => "delivery",
             Self::Ticket => "ticket",
+            Self::Plan => "plan",
         }
     }
 
@@ -59,6 +61,7 @@ impl Object {
             // A test belongs to no site.
             Self::Delivery => "SELECT id, site_id FROM deliveries WHERE id = ANY($1) AND site_id IS NOT NULL",
             Self::Ticket => "SELECT id, site_id FROM tickets WHERE id = ANY($1)",
+            Self::Plan => "SELECT id, site_id FROM plans WHERE id = ANY($1)",
         }
     }
 }

@@ -10,7 +10,9 @@ mod incidents;
 mod isolation;
 mod notifications;
 mod people;
+mod plans;
 mod plant;
+mod reliability;
 mod rules;
 mod sessions;
 mod stream;
@@ -69,12 +71,13 @@ pub(crate) struct Plant {
     pub(crate) delivery: Uuid,
     /// With a comment, and an item, a line of cost and a file that have the ticket's own id.
     pub(crate) ticket: Uuid,
+    pub(crate) plan: Uuid,
 }
 
 impl Plant {
     /// Makes what may be taken away, unless it is there: its rule, and what its ticket has.
     pub(crate) fn again(&self) -> String {
-        let Self { site, machine, rule, ticket, .. } = self;
+        let Self { site, machine, rule, ticket, plan, .. } = self;
         let keeper = format!("FROM users u WHERE u.name = 'keeper-{site}' ON CONFLICT DO NOTHING");
         format!(
             "INSERT INTO alarm_rules
@@ -97,7 +100,11 @@ impl Plant {
                  SELECT '{ticket}', '{ticket}', 'other', 5, now(), u.id {keeper};
              INSERT INTO ticket_attachments (id, ticket_id, name, media_type, size, sha256, created_at, created_by)
                  SELECT '{ticket}', '{ticket}', 'x.txt', 'text/plain', 1, sha256('x'), now(), u.id {keeper};
-             INSERT INTO ticket_attachment_parts VALUES ('{ticket}', 0, 'x') ON CONFLICT DO NOTHING"
+             INSERT INTO ticket_attachment_parts VALUES ('{ticket}', 0, 'x') ON CONFLICT DO NOTHING;
+             INSERT INTO plans (id, organisation_id, site_id, machine_id, title, description, priority, checklist, every_h,
+                                counted_from, lead_h, enabled, created_at, created_by, updated_at)
+                 SELECT '{plan}', s.organisation_id, s.id, '{machine}', 'p', '', 'low', '{{}}', 500, now(), 0, true, now(), u.id, now()
+                 FROM sites s JOIN users u ON u.name = 'keeper-' || s.id WHERE s.id = '{site}' ON CONFLICT DO NOTHING"
         )
     }
 }
@@ -286,9 +293,10 @@ impl Server {
         self.sql(&format!("UPDATE alarms SET site_id = '{site}' WHERE id = '{alarm}'")).await;
         let client = self.store.client().await.unwrap();
         let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
-        let (hold, rule, incident, ticket) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+        let [hold, rule, incident, ticket, plan] = [(); 5].map(|()| Uuid::now_v7());
         let (anomaly, area, delivery) = (row.get(0), Uuid::now_v7(), self.delivery(site).await);
-        let plant = Plant { site, gateway, machine, alarm, anomaly, area, hold, rule, incident, delivery, ticket };
+        let plant =
+            Plant { site, gateway, machine, alarm, anomaly, area, hold, rule, incident, delivery, ticket, plan };
         self.sql(&format!(
             "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
                  SELECT gen_random_uuid(), organisation_id, 'keeper-' || id, 'x', false FROM sites WHERE id = '{site}';

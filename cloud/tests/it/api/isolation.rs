@@ -166,6 +166,8 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         ("DELETE FROM ticket_items", 1),
         ("DELETE FROM ticket_costs", 1),
         ("DELETE FROM ticket_attachments", 1),
+        ("UPDATE plans SET enabled = false", 1),
+        ("DELETE FROM plans", 1),
     ] {
         let scope = world.scope(1);
         let transaction = scoped(&mut client, &scope).await.unwrap();
@@ -199,6 +201,14 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         ),
         format!("INSERT INTO ticket_items (id, ticket_id, text) VALUES (gen_random_uuid(), '{}', 'x')", theirs.ticket),
         format!("INSERT INTO ticket_attachment_parts VALUES ('{}', 1, 'x')", theirs.ticket),
+        format!(
+            "INSERT INTO plans (id, organisation_id, site_id, machine_id, title, description, priority, checklist, every_h, counted_from,
+                                lead_h, enabled, created_at, created_by, updated_at)
+                 SELECT gen_random_uuid(), '{}', '{}', '{}', 'p', '', 'low', '{{}}', 5, now(), 0, true, now(), id, now() FROM users",
+            world.foreign, theirs.site, theirs.machine
+        ),
+        "UPDATE plans SET last_ticket_id = NULL".to_owned(),
+        "UPDATE tickets SET plan_id = NULL".to_owned(),
         "DELETE FROM tickets".to_owned(),
         "UPDATE tickets SET site_id = site_id".to_owned(),
         "UPDATE ticket_steps SET reason = 'x'".to_owned(),
@@ -335,6 +345,7 @@ fn concrete(path: &str, object: Object, plant: &Plant) -> String {
         Object::Incident => plant.incident,
         Object::Delivery => plant.delivery,
         Object::Ticket => plant.ticket,
+        Object::Plan => plant.plan,
     };
     // What a ticket has bears its id here.
     let parts = ["{id}", "{item}", "{cost}", "{attachment}"];
@@ -360,6 +371,7 @@ async fn lists_show_what_the_scope_shows() {
             ("/api/v1/alarm-holds", |plant| plant.hold),
             ("/api/v1/alarm-rules", |plant| plant.rule),
             ("/api/v1/incidents", |plant| plant.incident),
+            ("/api/v1/plans", |plant| plant.plan),
         ] {
             let list = server.get(path, &token).await;
             let shown: BTreeSet<String> = ids(&list).into_iter().map(ToOwned::to_owned).collect();
