@@ -16,3 +16,4 @@ ALTER POLICY scope ON deliveries
     USING (site_id = ANY ((SELECT gemba_site_list())::uuid[])
         OR (site_id IS NULL AND organisation_id = (SELECT gemba_organisation())));
 ALTER POLICY scope ON tickets USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
+ALTER POLICY scope ON plans USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
