@@ -20,6 +20,7 @@ use anyhow::Context as _;
 use gemba_cloud::{
     clock,
     cluster::{Cluster, Durability},
+    energy::{By, Question, calendar::Per, profile},
     history::{DAY_MS, HOUR_MS, Level, SummaryRow, block, ceil, day, rollup},
     series::Plan,
     serve,
@@ -116,12 +117,17 @@ async fn plant(store: &Store, machines: i32) -> anyhow::Result<Vec<i32>> {
     let client = store.client().await?;
     client
         .batch_execute(&format!(
-            "INSERT INTO gateways (id, site_id, name, state) VALUES (gen_random_uuid(), '{SITE}',
+            r#"INSERT INTO gateways (id, site_id, name, state) VALUES (gen_random_uuid(), '{SITE}',
                                                                      'bench', 'enrolled');
              INSERT INTO machines (id, gateway_id, name)
              SELECT gen_random_uuid(), id, 'pump-' || n FROM gateways, generate_series(1, {machines}) AS n;
              INSERT INTO sensors (machine_id, position, name, unit)
-             SELECT id, n, 'sensor-' || n, 'bar' FROM machines, generate_series(0, {SENSORS} - 1) AS n"
+             SELECT id, n, 'sensor-' || n, 'bar' FROM machines, generate_series(0, {SENSORS} - 1) AS n;
+             UPDATE sites SET time_zone = 'Europe/Berlin' WHERE id = '{SITE}';
+             INSERT INTO tariffs
+             SELECT gen_random_uuid(), organisation_id, id, 'day and night', 'EUR', '2020-01-01', 300000,
+                    '[{{"name": "night", "days": 127, "from_min": 1320, "to_min": 360, "price_micro": 200000}}]', now()
+             FROM sites WHERE id = '{SITE}'"#
         ))
         .await?;
     let rows = client.query("SELECT key FROM machines ORDER BY key", &[]).await?;
@@ -181,6 +187,7 @@ async fn fill_rollups(store: &Store, keys: &[i32], first: Timestamp, start: Time
         for level in [Level::Hour, Level::Day] {
             rollups::write(&transaction, level, &rollup::gather(&rows, level)).await?;
         }
+        store::energy::add(&transaction, &profile::gather(&rows)).await?;
         transaction.commit().await?;
     }
     Ok(())
@@ -329,14 +336,19 @@ async fn ask(store: &Store, form: &str, first: Timestamp, end: Timestamp) -> any
     say(&format!("{form}: 24 h of one sensor at 500 points: {figures}"))?;
     let figures = asked(|n| read(n, month)).await?;
     say(&format!("{form}: 30 days of one sensor at 1,000 points ({} hours): {figures}", month.buckets))?;
-    let fleet = asked(|n| async move {
+    let fleet = |n: usize, per: Option<Per>| async move {
         let scope = Scope::new(DEFAULT_ORGANISATION, &[SITE], &[Grant { site: None, role: Role::Viewer }]);
         let mut client = store.client().await?;
         let transaction = scoped(&mut client, &scope).await?;
         let to = ceil(end - SignedDuration::from_secs(1_234 + n as i64), HOUR_MS);
-        store::energy::by_machine(&transaction, to - SignedDuration::from_hours(24 * 30), to).await
-    });
-    say(&format!("{form}: 30-day fleet view, energy by machine: {}", fleet.await?))
+        let from = to - SignedDuration::from_hours(24 * 30);
+        let question = Question { from, to, by: By::Machine, per, site: None, machine: None };
+        store::energy::read(&transaction, &question, 473.0).await
+    };
+    let figures = asked(|n| fleet(n, None)).await?;
+    say(&format!("{form}: 30-day fleet view, energy, cost and emissions by machine: {figures}"))?;
+    let figures = asked(|n| fleet(n, Some(Per::Day))).await?;
+    say(&format!("{form}: the same by day: {figures}"))
 }
 
 /// Median and p95, milliseconds.

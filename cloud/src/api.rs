@@ -10,6 +10,8 @@ pub mod anomalies;
 pub mod api_keys;
 pub mod areas;
 pub mod audit;
+pub mod baselines;
+pub mod carbon_factors;
 pub mod commands;
 pub mod deliveries;
 pub mod document;
@@ -28,6 +30,7 @@ pub mod machines;
 pub mod notifications;
 pub mod plans;
 pub mod problem;
+pub mod production;
 pub mod quality;
 pub mod reliability;
 pub mod rules;
@@ -36,6 +39,7 @@ pub mod session;
 pub mod sessions;
 pub mod sites;
 pub mod tickets;
+pub mod tariffs;
 pub mod users;
 pub mod webhooks;
 
@@ -130,6 +134,8 @@ pub struct Parts {
     pub feed: Feed,
     /// The page of `/metrics`.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// What a kilowatt-hour emits where a site says nothing, grams of CO2 equivalent.
+    pub carbon_g_per_kwh: f64,
     /// Of one user, key or address, on the average of ten seconds.
     pub requests_per_s: u32,
     /// How browsers reach the server: where links lead, and whether cookies are for HTTPS only.
@@ -281,7 +287,6 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(machines::label_sensor))
         .routes(routes!(machines::merge))
         .routes(routes!(series::read))
-        .routes(routes!(energy::read))
         .routes(routes!(export::read))
         .routes(routes!(anomalies::list))
         .routes(routes!(anomalies::one))
@@ -318,6 +323,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(deliveries::list))
         .routes(routes!(deliveries::retry))
         .merge(ticket_routes())
+        .merge(energy_routes())
         .routes(routes!(live::open))
         .routes(routes!(document::serve));
     OpenApiRouter::new()
@@ -325,6 +331,19 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))
+}
+
+fn energy_routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new()
+        .routes(routes!(energy::read))
+        .routes(routes!(baselines::list, baselines::create))
+        .routes(routes!(baselines::one, baselines::rename, baselines::delete))
+        .routes(routes!(baselines::savings))
+        .routes(routes!(tariffs::list, tariffs::create))
+        .routes(routes!(tariffs::one, tariffs::replace, tariffs::delete))
+        .routes(routes!(carbon_factors::list, carbon_factors::create))
+        .routes(routes!(carbon_factors::one, carbon_factors::replace, carbon_factors::delete))
+        .routes(routes!(production::get, production::put))
 }
 
 fn ticket_routes() -> OpenApiRouter<ApiState> {

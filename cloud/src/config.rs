@@ -36,6 +36,7 @@ pub struct Config {
     pub notifications: Notifications,
     pub history: History,
     pub tickets: Tickets,
+    pub energy: Energy,
 }
 
 impl Default for Config {
@@ -51,6 +52,7 @@ impl Default for Config {
             notifications: Notifications::default(),
             history: History::default(),
             tickets: Tickets::default(),
+            energy: Energy::default(),
         }
     }
 }
@@ -205,6 +207,20 @@ impl Default for History {
     }
 }
 
+/// What holds for energy where a site says nothing itself.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Energy {
+    /// Grams of CO2 equivalent for a kilowatt-hour. The default is the world's mean of 2024 (Ember, Global Electricity Review 2025).
+    pub carbon_g_per_kwh: f64,
+}
+
+impl Default for Energy {
+    fn default() -> Self {
+        Self { carbon_g_per_kwh: 473.0 }
+    }
+}
+
 /// A `postgresql://` URL. It may hold a password: `Debug` hides it.
 #[derive(Clone)]
 pub struct DatabaseUrl(pub tokio_postgres::Config);
@@ -329,6 +345,9 @@ impl Config {
         }
         if self.http.listen == self.mqtt.listen && self.http.listen.port() != 0 && self.mqtt.url.is_none() {
             faults.push(("mqtt", "listen", "the web page listens there already (http.listen)".into()));
+        }
+        if !(0.0..=10_000.0).contains(&self.energy.carbon_g_per_kwh) {
+            faults.push(("energy", "carbon_g_per_kwh", "it should be 0 to 10000".into()));
         }
         faults.extend(self.notifications.faults());
         faults

@@ -75,6 +75,12 @@ pub fn floor(at: Timestamp, ms: i64) -> Timestamp {
     Timestamp::from_microsecond(at.as_microsecond().div_euclid(us) * us).unwrap_or(at)
 }
 
+/// A moment as the database keeps it: in whole microseconds.
+#[must_use]
+pub fn floor_us(at: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at)
+}
+
 /// The earliest multiple of `ms` since 1970 that is not before `at`.
 #[must_use]
 pub fn ceil(at: Timestamp, ms: i64) -> Timestamp {

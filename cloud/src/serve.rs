@@ -166,6 +166,7 @@ struct Daemon {
     url: String,
     requests_per_s: u32,
     attachments: api::tickets::files::Limits,
+    carbon_g_per_kwh: f64,
     settings: intake::Settings,
     patience: Patience,
     pack_after: SignedDuration,
@@ -191,6 +192,7 @@ impl Daemon {
                 bytes_max: config.tickets.attachment_bytes_max,
                 count_max: config.tickets.attachments_max,
             },
+            carbon_g_per_kwh: config.energy.carbon_g_per_kwh,
             settings: intake::Settings {
                 offline_after: config.alarms.offline_after,
                 late_after: config.alarms.late_after,
@@ -349,6 +351,7 @@ impl Daemon {
             feed,
             url: self.url.clone(),
             requests_per_s: self.requests_per_s,
+            carbon_g_per_kwh: self.carbon_g_per_kwh,
             metrics: Box::new(move || page.page()),
             mail: self.deliveries.mail(),
             webhook_policy,

@@ -26,6 +26,8 @@ mod plant;
 mod reader;
 mod values;
 
+pub(crate) use values::watts;
+
 pub use broker::{Device, External, GateSettings, Mqtt, Proof, Tls};
 pub use merge::{Merged, merge};
 pub use pattern::{Captures, Pattern};

@@ -13,6 +13,7 @@ use gemba_shared::{
 };
 
 use crate::{
+    config::watts,
     detect::{DetectSettings, Detector, model::Model},
     reading::{Now, SensorIx},
     window::{Interval, Periods, Step, Taken, Window},
@@ -41,7 +42,7 @@ pub struct MachineSettings {
     pub periods: Periods,
     /// UCUM units by sensor.
     pub units: BTreeMap<SensorId, String>,
-    /// The sensor whose readings are electrical power, in W or kW by its unit (W where it has none).
+    /// The sensor whose readings are electrical power, in W, kW or MW by its unit (W where it has none).
     pub power: Option<SensorId>,
     pub mode: Option<ModeRule>,
     /// Steps that calibration takes.
@@ -146,7 +147,7 @@ impl Machine {
         self.mode_sensor = self.settings.mode.as_ref().and_then(|rule| position(&rule.sensor));
         let power = self.settings.power.as_ref().and_then(|id| {
             let ix = position(id)?;
-            let watts = if self.catalog.sensors[ix].unit.as_deref() == Some("kW") { 1_000.0 } else { 1.0 };
+            let watts = self.catalog.sensors[ix].unit.as_deref().map_or(Some(1.0), watts)?;
             Some((SensorIx(u16::try_from(ix).ok()?), watts))
         });
         self.window.set_power(power);

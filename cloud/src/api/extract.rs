@@ -9,10 +9,10 @@ use axum::{
     http::{StatusCode, request::Parts},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use jiff::Timestamp;
+use jiff::{Timestamp, civil::Date};
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{DeserializeOwned, MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{DeserializeOwned, Error as _, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -185,6 +185,10 @@ impl Params {
         })
     }
 
+    pub fn day(&mut self, name: &str) -> Option<Date> {
+        self.one(name, "a day like 2026-01-31, from 1970 to 2199", parse_day)
+    }
+
     /// `limit` and `cursor`.
     pub fn page<K: DeserializeOwned>(&mut self) -> Page<K> {
         let limit = self.one("limit", "a number from 1 to 200", |text| {
@@ -243,6 +247,22 @@ impl<T> Items<T> {
 /// If the value is of another type.
 pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
+}
+
+/// A day like `2026-01-31`.
+fn parse_day(text: &str) -> Option<Date> {
+    // The parser would take other forms of ISO 8601 too.
+    let day: Date = (text.len() == 10).then(|| text.parse().ok())??;
+    (day.to_string() == text && YEARS.contains(&day.year())).then_some(day)
+}
+
+/// For a field that is a day like `2026-01-31`.
+///
+/// # Errors
+/// If it is none, or of a year outside of 1970 to 2199.
+pub fn day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Date, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_day(&text).ok_or_else(|| D::Error::custom("a day is like 2026-01-31, from 1970 to 2199"))
 }
 
 /// A text that a person wrote: of bounded length as it was given, without control characters except, in a text of several
@@ -317,6 +337,16 @@ mod tests {
         let mut twice = params(&[("limit", "1"), ("limit", "2")]);
         twice.page::<u8>();
         assert!(twice.finish().is_err());
+    }
+
+    #[test]
+    fn days_have_one_form() {
+        assert_eq!(parse_day("2026-01-31"), Some(jiff::civil::date(2026, 1, 31)));
+        for bad in
+            ["2026-02-30", "20260131", "2026-1-31", "2026-01-31T00:00", "1969-12-31", "2200-01-01", "", "+002026-01"]
+        {
+            assert_eq!(parse_day(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Number, name and text of every step, in their order.
-const STEPS: [(i32, &str, &str); 10] = [
+const STEPS: [(i32, &str, &str); 11] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "commands", include_str!("../../migrations/0002_commands.sql")),
     (3, "detection", include_str!("../../migrations/0003_detection.sql")),
@@ -22,7 +22,8 @@ const STEPS: [(i32, &str, &str); 10] = [
     (7, "history", include_str!("../../migrations/0007_history.sql")),
     (8, "tickets", include_str!("../../migrations/0008_tickets.sql")),
     (9, "plans", include_str!("../../migrations/0009_plans.sql")),
-    (10, "policies", include_str!("../../migrations/0010_policies.sql")),
+    (10, "energy", include_str!("../../migrations/0010_energy.sql")),
+    (11, "policies", include_str!("../../migrations/0011_policies.sql")),
 ];
 const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).

@@ -22,6 +22,9 @@ pub enum Object {
     Delivery,
     Ticket,
     Plan,
+    Tariff,
+    CarbonFactor,
+    Baseline,
 }
 
 impl Object {
@@ -41,6 +44,9 @@ impl Object {
             Self::Delivery => "delivery",
             Self::Ticket => "ticket",
             Self::Plan => "plan",
+            Self::Tariff => "tariff",
+            Self::CarbonFactor => "carbon factor",
+            Self::Baseline => "baseline",
         }
     }
 
@@ -58,6 +64,9 @@ impl Object {
             Self::AlarmHold => "SELECT id, site_id FROM alarm_holds WHERE id = ANY($1)",
             Self::AlarmRule => "SELECT id, site_id FROM alarm_rules WHERE id = ANY($1)",
             Self::Incident => "SELECT id, site_id FROM incidents WHERE id = ANY($1)",
+            Self::Tariff => "SELECT id, site_id FROM tariffs WHERE id = ANY($1)",
+            Self::CarbonFactor => "SELECT id, site_id FROM carbon_factors WHERE id = ANY($1)",
+            Self::Baseline => "SELECT id, site_id FROM baselines WHERE id = ANY($1)",
             // A test belongs to no site.
             Self::Delivery => "SELECT id, site_id FROM deliveries WHERE id = ANY($1) AND site_id IS NOT NULL",
             Self::Ticket => "SELECT id, site_id FROM tickets WHERE id = ANY($1)",

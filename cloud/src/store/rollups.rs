@@ -4,10 +4,13 @@ use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
-use super::StoreError;
-use crate::history::{
-    Level, SummaryRow,
-    rollup::{Rollup, Rollups, SensorRollup, gather},
+use super::{StoreError, energy};
+use crate::{
+    energy::profile,
+    history::{
+        Level, SummaryRow,
+        rollup::{Rollup, Rollups, SensorRollup, gather},
+    },
 };
 
 /// Rollups of one statement.
@@ -43,7 +46,8 @@ pub async fn add(transaction: &Transaction<'_>, rows: &[SummaryRow]) -> Result<(
         transaction.prepare_cached("SELECT FROM machines WHERE key = ANY($1) ORDER BY id FOR NO KEY UPDATE").await?;
     transaction.query(&lock, &[&keys]).await?;
     merge(transaction, Level::Hour, hours).await?;
-    merge(transaction, Level::Day, gather(rows, Level::Day)).await
+    merge(transaction, Level::Day, gather(rows, Level::Day)).await?;
+    energy::add(transaction, &profile::gather(rows)).await
 }
 
 /// Merges these rollups into those that are there; the machines are locked.

@@ -4,6 +4,7 @@
 mod access;
 mod alarms;
 mod conventions;
+mod energy;
 mod export;
 mod hostile;
 mod incidents;
@@ -72,15 +73,29 @@ pub(crate) struct Plant {
     /// With a comment, and an item, a line of cost and a file that have the ticket's own id.
     pub(crate) ticket: Uuid,
     pub(crate) plan: Uuid,
+    pub(crate) tariff: Uuid,
+    pub(crate) carbon_factor: Uuid,
+    pub(crate) baseline: Uuid,
 }
 
 impl Plant {
-    /// Makes what may be taken away, unless it is there: its rule, and what its ticket has.
+    /// Makes what may be taken away, unless it is there: what callers reach by its id, and what its ticket has.
     pub(crate) fn again(&self) -> String {
-        let Self { site, machine, rule, ticket, plan, .. } = self;
+        let Self { site, machine, rule, ticket, plan, tariff, carbon_factor, baseline, .. } = self;
         let keeper = format!("FROM users u WHERE u.name = 'keeper-{site}' ON CONFLICT DO NOTHING");
         format!(
-            "INSERT INTO alarm_rules
+            "INSERT INTO tariffs
+                 SELECT '{tariff}', organisation_id, id, 't', 'EUR', '2026-01-01', 300000, '[]', now()
+                 FROM sites WHERE id = '{site}' ON CONFLICT DO NOTHING;
+             INSERT INTO carbon_factors
+                 SELECT '{carbon_factor}', organisation_id, id, '2026-01-01T00:00:00Z', 400, '', now()
+                 FROM sites WHERE id = '{site}' ON CONFLICT DO NOTHING;
+             INSERT INTO machine_production VALUES ('{machine}', 'flow', 'counter') ON CONFLICT DO NOTHING;
+             INSERT INTO baselines
+                 SELECT '{baseline}', s.organisation_id, s.id, '{machine}', 'b', '2026-01-01', '2026-02-01', 'running_hours', 'h', '[]',
+                        ARRAY['{machine}']::uuid[], 31, 1, 1, 1, 1, 1, 1, 1, 0, 2, now(), u.id
+                 FROM sites s JOIN users u ON u.name = 'keeper-' || s.id WHERE s.id = '{site}' ON CONFLICT DO NOTHING;
+             INSERT INTO alarm_rules
                  SELECT '{rule}', s.organisation_id, s.id, '{machine}', 'r', 'flow', 'high', 'mean', 1, 0, 0, 0, 'low', NULL, NULL,
                         NULL, false, false, now(), u.id, now()
                  FROM sites s JOIN users u ON u.name = 'keeper-' || s.id WHERE s.id = '{site}' ON CONFLICT DO NOTHING;
@@ -149,6 +164,7 @@ impl Server {
             feed,
             url: "http://gemba.test/".to_owned(),
             requests_per_s,
+            carbon_g_per_kwh: 500.0,
             metrics: Box::new(|| "# EOF\n".to_owned()),
             mail: true,
             webhook_policy: Policy { private: true, own_ports: vec![1] },
@@ -295,8 +311,24 @@ impl Server {
         let row = client.query_one("SELECT anomaly_id FROM alarms WHERE id = $1", &[&alarm]).await.unwrap();
         let [hold, rule, incident, ticket, plan] = [(); 5].map(|()| Uuid::now_v7());
         let (anomaly, area, delivery) = (row.get(0), Uuid::now_v7(), self.delivery(site).await);
-        let plant =
-            Plant { site, gateway, machine, alarm, anomaly, area, hold, rule, incident, delivery, ticket, plan };
+        let (tariff, carbon_factor, baseline) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+        let plant = Plant {
+            site,
+            gateway,
+            machine,
+            alarm,
+            anomaly,
+            area,
+            hold,
+            rule,
+            incident,
+            delivery,
+            ticket,
+            plan,
+            tariff,
+            carbon_factor,
+            baseline,
+        };
         self.sql(&format!(
             "INSERT INTO users (id, organisation_id, name, password_hash, must_change_password)
                  SELECT gen_random_uuid(), organisation_id, 'keeper-' || id, 'x', false FROM sites WHERE id = '{site}';

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gemba_cloud::{
     clock,
+    energy::profile,
     history::{Level, SummaryRow, day, midnight, rollup::gather},
     intake::write::{Days, Outcome},
     serve::history,
     store::{
         Store, blocks,
         compaction::Packed,
-        rollups,
+        energy, rollups,
         summaries::{self, COLUMNS},
     },
 };
@@ -384,5 +385,6 @@ pub(crate) async fn make_rollups(store: &Store) {
     for level in [Level::Hour, Level::Day] {
         rollups::write(&transaction, level, &gather(&found, level)).await.unwrap();
     }
+    energy::add(&transaction, &profile::gather(&found)).await.unwrap();
     transaction.commit().await.unwrap();
 }

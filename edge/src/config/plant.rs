@@ -84,7 +84,7 @@ pub struct Machine {
     pub units: Vec<(SensorId, String)>,
     /// The model that judges it; `None` for the built-in baseline.
     pub model: Option<String>,
-    /// The sensor whose readings are electrical power; its unit is `W` or `kW`.
+    /// The sensor whose readings are electrical power; its unit is `W`, `kW` or `MW`.
     pub power: Option<SensorId>,
     pub mode: Option<ModeRule>,
 }
@@ -278,8 +278,8 @@ fn machine(mut section: Section<'_>, defaults: &Periods, limits: &Limits) -> Opt
     let power = section.parsed("power", |text| SensorId::new(text).map_err(|error| error.to_string()));
     if let Some(power) = &power {
         let unit = units.iter().find(|(id, _)| id == power).map(|(_, unit)| unit.as_str());
-        if !matches!(unit, Some("W" | "kW")) {
-            section.fault("power", format!("say its unit: units.{power} = \"W\" or \"kW\""));
+        if unit.is_none_or(|unit| values::watts(unit).is_none()) {
+            section.fault("power", format!("say its unit: units.{power} = \"W\", \"kW\" or \"MW\""));
         }
     }
     let mode = mode(section.section("mode"));

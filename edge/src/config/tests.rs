@@ -128,6 +128,10 @@ fn faults_of_sources_and_machines() {
             (4, "machines[0].power", "units.kw"),
         ],
     );
+    check(
+        "[[machines]]\nid = \"a\"\nunits = { e = \"kW.h\" }\npower = \"e\"\n",
+        &[(4, "machines[0].power", "units.e = \"W\", \"kW\" or \"MW\"")],
+    );
     check("[[machines]]\nid = \"a\"\n[[machines]]\nid = \"a\"\n", &[(4, "machines[1].id", "line 2 already")]);
     check(
         "[[machines]]\nid = \"a\"\nmode = { sensor = \"s\", off_below = 2, idle_below = 1 }\n",

@@ -100,6 +100,11 @@ pub(super) fn sha256_hex(text: &str) -> Result<[u8; 32], String> {
     })
 }
 
+/// How many watts a unit of electrical power is; `None` for a unit of anything else: a kilowatt-hour is no power.
+pub(crate) fn watts(unit: &str) -> Option<f64> {
+    [("W", 1.0), ("kW", 1e3), ("MW", 1e6)].iter().find(|(known, _)| *known == unit).map(|(_, watts)| *watts)
+}
+
 /// A UCUM unit: terms of a prefix, an atom and an exponent, joined by `.` and `/`.
 pub(super) fn unit(text: &str) -> Result<String, String> {
     if let Some((_, right)) = ALIASES.iter().find(|(wrong, _)| *wrong == text) {
@@ -159,6 +164,21 @@ mod tests {
         }
         assert_eq!(duration_text(Duration::from_mins(2)), "2m");
         assert_eq!(bytes_text(512 << 20), "512MiB");
+    }
+
+    #[test]
+    fn power_is_no_energy() {
+        for (unit, expected) in [
+            ("W", Some(1.0)),
+            ("kW", Some(1e3)),
+            ("MW", Some(1e6)),
+            ("kW.h", None),
+            ("kWh", None),
+            ("kw", None),
+            ("A", None),
+        ] {
+            assert_eq!(watts(unit), expected, "{unit}");
+        }
     }
 
     #[test]

@@ -315,8 +315,10 @@ mod tests {
         let minute_ago = jiff::Timestamp::from_microsecond(line.clock.now().wall.plus_us(-60_000_000).0).unwrap();
         line.spawn(Handle::current(), ended.clone()).unwrap();
         let progress = Arc::new(Progress::default());
-        // An interval that is over: the next tick wants to store it.
-        deliver.send(delivery(&format!("{{\"value\": 1, \"time\": \"{minute_ago}\"}}"), &progress, 1)).await.unwrap();
+        // An interval that is over, for the machine has gone on: the next tick wants to store it.
+        let old = format!("{{\"value\": 1, \"time\": \"{minute_ago}\"}}");
+        deliver.send(delivery(&old, &progress, 1)).await.unwrap();
+        deliver.send(delivery("2", &progress, 2)).await.unwrap();
         let failing = || lock(&state.disk).as_ref().map(|(_, fault)| fault.clone());
         let fails = async {
             while failing().is_none() {
@@ -325,7 +327,7 @@ mod tests {
         };
         timeout_at(Instant::now() + DEADLINE, fails).await.expect("the outbox takes nothing");
         assert!(failing().unwrap().contains("outbox.disk_free_min"), "{:?}", failing());
-        for number in 2..20 {
+        for number in 3..20 {
             deliver.send(delivery("2", &progress, number)).await.unwrap();
             let safe = async {
                 while progress.safe_through() < number {

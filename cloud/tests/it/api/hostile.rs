@@ -185,6 +185,10 @@ const LISTS: &[(&str, &[&str])] = &[
     ("/api/v1/api-keys", &["user", "limit", "cursor"]),
     ("/api/v1/areas", &["site", "limit", "cursor"]),
     ("/api/v1/sites", &["limit", "cursor"]),
+    ("/api/v1/energy", &["from", "to", "by", "per", "site", "machine"]),
+    ("/api/v1/energy/baselines", &["site", "machine", "limit", "cursor"]),
+    ("/api/v1/tariffs", &["site", "limit", "cursor"]),
+    ("/api/v1/carbon-factors", &["site", "limit", "cursor"]),
     ("/api/v1/sessions", &["limit", "cursor"]),
 ];
 const SERIES: &[&str] = &["sensor", "from", "to", "points"];

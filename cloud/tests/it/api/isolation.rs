@@ -134,7 +134,7 @@ async fn no_table_shows_what_is_not_in_scope() {
         }
         seen.insert(table.as_str());
     }
-    assert!(seen.is_superset(&organisations) && seen.len() >= 26, "{seen:?}");
+    assert!(seen.is_superset(&organisations) && seen.len() >= 31, "{seen:?}");
     // Without a scope nothing is visible, and nothing of the daemon's own can be touched.
     let transaction = client.transaction().await.unwrap();
     transaction.batch_execute("SET LOCAL ROLE gemba_app").await.unwrap();
@@ -159,6 +159,14 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         ("UPDATE alarm_rule_states SET told = false", 1),
         ("UPDATE incidents SET closed_at = now()", 1),
         ("DELETE FROM alarm_rules", 1),
+        ("UPDATE tariffs SET price_micro = 0", 1),
+        ("DELETE FROM tariffs", 1),
+        ("UPDATE carbon_factors SET g_per_kwh = 0", 1),
+        ("DELETE FROM carbon_factors", 1),
+        ("UPDATE machine_production SET kind = 'rate'", 1),
+        ("DELETE FROM machine_production", 1),
+        ("UPDATE baselines SET name = 'x'", 1),
+        ("DELETE FROM baselines", 1),
         ("UPDATE deliveries SET state = 'waiting'", 1),
         ("UPDATE tickets SET title = 'x'", 1),
         ("UPDATE ticket_items SET done_at = NULL", 1),
@@ -192,6 +200,18 @@ async fn no_statement_without_where_changes_another_sites_rows() {
         ),
         format!("INSERT INTO escalation_steps VALUES ('{}', 1, 60, 'admin', 'low')", world.foreign),
         "UPDATE alarm_rules SET machine_id = machine_id".to_owned(),
+        format!(
+            "INSERT INTO tariffs (id, organisation_id, site_id, name, currency, valid_from, price_micro, bands, created_at)
+                 VALUES (gen_random_uuid(), '{}', '{}', 'mine', 'EUR', '2020-01-01', 0, '[]', now())",
+            world.foreign, theirs.site
+        ),
+        format!(
+            "INSERT INTO carbon_factors (id, organisation_id, site_id, valid_from, g_per_kwh, source, created_at)
+                 VALUES (gen_random_uuid(), '{}', '{}', '2020-01-01T00:00:00Z', 0, '', now())",
+            world.foreign, theirs.site
+        ),
+        "UPDATE baselines SET slope_kwh = 0".to_owned(),
+        "UPDATE energy_days SET wh = '{}'".to_owned(),
         "DELETE FROM incidents".to_owned(),
         format!(
             "INSERT INTO tickets (id, organisation_id, site_id, number, kind, priority, title, state, state_since, created_at,
@@ -346,6 +366,9 @@ fn concrete(path: &str, object: Object, plant: &Plant) -> String {
         Object::Delivery => plant.delivery,
         Object::Ticket => plant.ticket,
         Object::Plan => plant.plan,
+        Object::Tariff => plant.tariff,
+        Object::CarbonFactor => plant.carbon_factor,
+        Object::Baseline => plant.baseline,
     };
     // What a ticket has bears its id here.
     let parts = ["{id}", "{item}", "{cost}", "{attachment}"];
@@ -372,6 +395,9 @@ async fn lists_show_what_the_scope_shows() {
             ("/api/v1/alarm-rules", |plant| plant.rule),
             ("/api/v1/incidents", |plant| plant.incident),
             ("/api/v1/plans", |plant| plant.plan),
+            ("/api/v1/tariffs", |plant| plant.tariff),
+            ("/api/v1/carbon-factors", |plant| plant.carbon_factor),
+            ("/api/v1/energy/baselines", |plant| plant.baseline),
         ] {
             let list = server.get(path, &token).await;
             let shown: BTreeSet<String> = ids(&list).into_iter().map(ToOwned::to_owned).collect();
@@ -399,6 +425,31 @@ async fn a_body_reaches_no_farther_than_a_path() {
                           "severity": "low"});
         let (status, body) = server.post("/api/v1/alarm-rules", &token, rule).await;
         assert_eq!((status, &body["errors"][0]["field"]), (422, &json!("machine")), "{body}");
+        for (path, body, field) in [
+            (
+                "tariffs",
+                json!({"site": plant.site, "name": "t", "currency": "EUR", "valid_from": "2026-01-01", "price_micro": 1}),
+                "site",
+            ),
+            (
+                "carbon-factors",
+                json!({"site": plant.site, "valid_from": "2026-01-01T00:00:00Z", "g_per_kwh": 1.0}),
+                "site",
+            ),
+            (
+                "energy/baselines",
+                json!({"site": plant.site, "name": "b", "from": "2026-01-01", "to": "2026-02-01"}),
+                "site",
+            ),
+            (
+                "energy/baselines",
+                json!({"machine": plant.machine, "name": "b", "from": "2026-01-01", "to": "2026-02-01"}),
+                "machine",
+            ),
+        ] {
+            let (status, body) = server.post(&format!("/api/v1/{path}"), &token, body).await;
+            assert_eq!((status, &body["errors"][0]["field"]), (422, &json!(field)), "{path}: {body}");
+        }
         let path = format!("/api/v1/gateways/{}/commands", here.gateway);
         let (status, body) = server.post(&path, &token, json!({"kind": "recalibrate", "machine": plant.machine})).await;
         assert_eq!((status, &body["errors"][0]["field"]), (422, &json!("machine")), "{body}");
