@@ -15,7 +15,7 @@ use super::{
     ApiState,
     access::Caller,
     etag::{IfMatch, Tagged},
-    extract::{Body, Items, Params, Path, written},
+    extract::{Body, Items, Params, Path, YEARS, written},
     problem::ApiError,
 };
 use crate::store::{
@@ -52,7 +52,7 @@ impl CarbonFactorBody {
         let whole =
             self.valid_from.as_microsecond() % (QUARTER_S * 1_000_000) == 0 && self.valid_from.subsec_nanosecond() == 0;
         let year = self.valid_from.to_zoned(jiff::tz::TimeZone::UTC).year();
-        if !whole || !(1970..=2199).contains(&year) {
+        if !whole || !YEARS.contains(&year) {
             return Err(ApiError::field("valid_from", "is a whole quarter of an hour, from 1970 to 2199"));
         }
         if !(0.0..=G_PER_KWH_MAX).contains(&self.g_per_kwh) {

@@ -15,7 +15,7 @@ use super::{
     ApiState,
     access::Caller,
     etag::{IfMatch, Tagged},
-    extract::{Body, Items, Params, Path, written},
+    extract::{Body, Items, Params, Path, YEARS, written},
     problem::{ApiError, FieldError},
 };
 use crate::{
@@ -30,8 +30,6 @@ use crate::{
 
 /// Estimates are of less than a year's work.
 const ESTIMATE_MINUTES_MAX: i32 = 525_600;
-/// Years in which a plan may begin.
-const YEARS: std::ops::RangeInclusive<i16> = 1970..=2199;
 
 /// A plan as it is written. Exactly one of `calendar`, `running` and `health` makes it due.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -3,14 +3,13 @@
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio_postgres::{Row, error::SqlState};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     StoreError,
-    audit::{self, By, Change},
+    audit::{self, Audited, By},
     words::Word,
 };
 
@@ -149,7 +148,7 @@ pub async fn write(
     }
     if before != Some(after) {
         let action = if before.is_some() { "area.change" } else { "area.create" };
-        recorded(transaction, action, before, Some(after), by, now).await?;
+        audit::edited(transaction, action, before, Some(after), by, now).await?;
     }
     Ok(Changed::Done(after.id))
 }
@@ -169,24 +168,20 @@ pub async fn delete(
         Err(error) if error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION) => return Ok(Changed::InUse),
         Err(error) => return Err(error.into()),
     }
-    recorded(transaction, "area.delete", Some(before), None, by, now).await?;
+    audit::edited(transaction, "area.delete", Some(before), None, by, now).await?;
     Ok(Changed::Done(before.id))
 }
 
-async fn recorded(
-    transaction: &Transaction<'_>,
-    action: &'static str,
-    before: Option<&Area>,
-    after: Option<&Area>,
-    by: &By,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let json = |area: Option<&Area>| area.and_then(|area| serde_json::to_value(area).ok()).unwrap_or(Value::Null);
-    let Some(area) = after.or(before) else { return Ok(()) };
-    let id = area.id.to_string();
-    let change =
-        Change { action, object: "area", id: &id, site: Some(area.site), before: json(before), after: json(after) };
-    audit::write(transaction, by, &change, now).await
+impl Audited for Area {
+    const OBJECT: &'static str = "area";
+
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn site(&self) -> Uuid {
+        self.site
+    }
 }
 
 fn area(row: &Row) -> Result<Area, StoreError> {

@@ -48,6 +48,32 @@ pub struct Change<'a> {
     pub after: Value,
 }
 
+/// What stands at a site and is audited whole: as it was, as it is.
+pub trait Audited: Serialize {
+    const OBJECT: &'static str;
+    fn id(&self) -> Uuid;
+    fn site(&self) -> Uuid;
+}
+
+/// Writes that one was made, changed or taken away.
+///
+/// # Errors
+/// If the database is away.
+pub async fn edited<T: Audited>(
+    transaction: &Transaction<'_>,
+    action: &'static str,
+    before: Option<&T>,
+    after: Option<&T>,
+    by: &By,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let Some(one) = after.or(before) else { return Ok(()) };
+    let json = |one: Option<&T>| one.and_then(|one| serde_json::to_value(one).ok()).unwrap_or(Value::Null);
+    let (id, site) = (one.id().to_string(), Some(one.site()));
+    let change = Change { action, object: T::OBJECT, id: &id, site, before: json(before), after: json(after) };
+    write(transaction, by, &change, now).await
+}
+
 /// Writes a change to the audit.
 ///
 /// # Errors

@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use deadpool_postgres::Transaction;
 use jiff::{Timestamp, civil::Date};
 use serde::Serialize;
-use serde_json::{Value, json};
 use tokio_postgres::{Row, types::Json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     StoreError,
-    audit::{self, By, Change},
+    audit::{self, Audited, By},
     energy::{self, Days},
     production::{self, ProductionSensor},
     sites,
@@ -186,7 +185,7 @@ pub async fn insert(
             ],
         )
         .await?;
-    recorded(transaction, "baseline.create", None, Some(new), by, now).await?;
+    audit::edited(transaction, "baseline.create", None, Some(new), by, now).await?;
     Ok(true)
 }
 
@@ -204,7 +203,7 @@ pub async fn rename(
     let after = Baseline { name: name.to_owned(), ..before.clone() };
     if after != *before {
         transaction.execute("UPDATE baselines SET name = $2 WHERE id = $1", &[&before.id, &name]).await?;
-        recorded(transaction, "baseline.rename", Some(before), Some(&after), by, now).await?;
+        audit::edited(transaction, "baseline.rename", Some(before), Some(&after), by, now).await?;
     }
     Ok(after)
 }
@@ -220,22 +219,19 @@ pub async fn delete(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     transaction.execute("DELETE FROM baselines WHERE id = $1", &[&before.id]).await?;
-    recorded(transaction, "baseline.delete", Some(before), None, by, now).await
+    audit::edited(transaction, "baseline.delete", Some(before), None, by, now).await
 }
 
-async fn recorded(
-    transaction: &Transaction<'_>,
-    action: &'static str,
-    before: Option<&Baseline>,
-    after: Option<&Baseline>,
-    by: &By,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let Some(baseline) = after.or(before) else { return Ok(()) };
-    let json = |baseline: Option<&Baseline>| baseline.map_or(Value::Null, |baseline| json!(baseline));
-    let (id, site) = (baseline.id.to_string(), Some(baseline.site));
-    let change = Change { action, object: "baseline", id: &id, site, before: json(before), after: json(after) };
-    audit::write(transaction, by, &change, now).await
+impl Audited for Baseline {
+    const OBJECT: &'static str = "baseline";
+
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn site(&self) -> Uuid {
+        self.site
+    }
 }
 
 fn baseline(row: &Row) -> Result<Baseline, StoreError> {

@@ -3,14 +3,13 @@
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
 use tokio_postgres::Row;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     StoreError,
-    audit::{self, By, Change},
+    audit::{self, Audited, By},
     sites,
     tariffs::Written,
 };
@@ -101,7 +100,7 @@ pub async fn write(
     }
     if before != Some(after) {
         let action = if before.is_some() { "carbon_factor.change" } else { "carbon_factor.create" };
-        recorded(transaction, action, before, Some(after), by, now).await?;
+        audit::edited(transaction, action, before, Some(after), by, now).await?;
     }
     Ok(Written::Done)
 }
@@ -117,22 +116,19 @@ pub async fn delete(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     transaction.execute("DELETE FROM carbon_factors WHERE id = $1", &[&before.id]).await?;
-    recorded(transaction, "carbon_factor.delete", Some(before), None, by, now).await
+    audit::edited(transaction, "carbon_factor.delete", Some(before), None, by, now).await
 }
 
-async fn recorded(
-    transaction: &Transaction<'_>,
-    action: &'static str,
-    before: Option<&CarbonFactor>,
-    after: Option<&CarbonFactor>,
-    by: &By,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let Some(factor) = after.or(before) else { return Ok(()) };
-    let json = |factor: Option<&CarbonFactor>| factor.map_or(Value::Null, |factor| serde_json::json!(factor));
-    let (id, site) = (factor.id.to_string(), Some(factor.site));
-    let change = Change { action, object: "carbon_factor", id: &id, site, before: json(before), after: json(after) };
-    audit::write(transaction, by, &change, now).await
+impl Audited for CarbonFactor {
+    const OBJECT: &'static str = "carbon_factor";
+
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn site(&self) -> Uuid {
+        self.site
+    }
 }
 
 fn factor(row: &Row) -> Result<CarbonFactor, StoreError> {

@@ -3,14 +3,13 @@
 use deadpool_postgres::Transaction;
 use jiff::{Timestamp, civil::Date};
 use serde::Serialize;
-use serde_json::Value;
 use tokio_postgres::{Row, types::Json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     StoreError,
-    audit::{self, By, Change},
+    audit::{self, Audited, By},
     sites,
 };
 use crate::energy::tariff::Band;
@@ -123,7 +122,7 @@ pub async fn write(
     }
     if before != Some(after) {
         let action = if before.is_some() { "tariff.change" } else { "tariff.create" };
-        recorded(transaction, action, before, Some(after), by, now).await?;
+        audit::edited(transaction, action, before, Some(after), by, now).await?;
     }
     Ok(Written::Done)
 }
@@ -134,22 +133,19 @@ pub async fn write(
 /// If the database is away.
 pub async fn delete(transaction: &Transaction<'_>, before: &Tariff, by: &By, now: Timestamp) -> Result<(), StoreError> {
     transaction.execute("DELETE FROM tariffs WHERE id = $1", &[&before.id]).await?;
-    recorded(transaction, "tariff.delete", Some(before), None, by, now).await
+    audit::edited(transaction, "tariff.delete", Some(before), None, by, now).await
 }
 
-async fn recorded(
-    transaction: &Transaction<'_>,
-    action: &'static str,
-    before: Option<&Tariff>,
-    after: Option<&Tariff>,
-    by: &By,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let Some(tariff) = after.or(before) else { return Ok(()) };
-    let json = |tariff: Option<&Tariff>| tariff.map_or(Value::Null, |tariff| serde_json::json!(tariff));
-    let (id, site) = (tariff.id.to_string(), Some(tariff.site));
-    let change = Change { action, object: "tariff", id: &id, site, before: json(before), after: json(after) };
-    audit::write(transaction, by, &change, now).await
+impl Audited for Tariff {
+    const OBJECT: &'static str = "tariff";
+
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn site(&self) -> Uuid {
+        self.site
+    }
 }
 
 fn tariff(row: &Row) -> Result<Tariff, StoreError> {
