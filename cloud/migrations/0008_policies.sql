@@ -15,8 +15,5 @@ ALTER POLICY scope ON alarm_rules USING (site_id = ANY ((SELECT gemba_site_list(
 ALTER POLICY scope ON deliveries
     USING (site_id = ANY ((SELECT gemba_site_list())::uuid[])
         OR (site_id IS NULL AND organisation_id = (SELECT gemba_organisation())));
-ALTER POLICY scope ON tickets USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
-ALTER POLICY scope ON plans USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
-ALTER POLICY scope ON tariffs USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
-ALTER POLICY scope ON carbon_factors USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
-ALTER POLICY scope ON baselines USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
+
+DROP FUNCTION gemba_sites();

@@ -182,7 +182,7 @@ ALTER TABLE ticket_costs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ticket_attachments ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ticket_attachment_parts ENABLE ROW LEVEL SECURITY;
 CREATE POLICY scope ON ticket_numbers TO gemba_app USING (organisation_id = (SELECT gemba_organisation()));
-CREATE POLICY scope ON tickets TO gemba_app USING (site_id IN (SELECT gemba_sites()));
+CREATE POLICY scope ON tickets TO gemba_app USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
 CREATE POLICY scope ON ticket_steps TO gemba_app
     USING (EXISTS (SELECT FROM tickets WHERE tickets.id = ticket_steps.ticket_id));
 CREATE POLICY scope ON ticket_items TO gemba_app

@@ -59,4 +59,4 @@ GRANT UPDATE (title, description, priority, checklist, estimate_minutes, assigne
               from_completion, every_h, counted_from, health_below, health_for_s, lead_h, enabled, updated_at, below_since)
     ON plans TO gemba_app;
 ALTER TABLE plans ENABLE ROW LEVEL SECURITY;
-CREATE POLICY scope ON plans TO gemba_app USING (site_id IN (SELECT gemba_sites()));
+CREATE POLICY scope ON plans TO gemba_app USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));

@@ -110,11 +110,11 @@ ALTER TABLE machine_production ENABLE ROW LEVEL SECURITY;
 ALTER TABLE baselines ENABLE ROW LEVEL SECURITY;
 CREATE POLICY scope ON energy_days TO gemba_app
     USING (EXISTS (SELECT FROM machines WHERE machines.key = energy_days.machine_key));
-CREATE POLICY scope ON tariffs TO gemba_app USING (site_id IN (SELECT gemba_sites()));
-CREATE POLICY scope ON carbon_factors TO gemba_app USING (site_id IN (SELECT gemba_sites()));
+CREATE POLICY scope ON tariffs TO gemba_app USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
+CREATE POLICY scope ON carbon_factors TO gemba_app USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
 CREATE POLICY scope ON machine_production TO gemba_app
     USING (EXISTS (SELECT FROM machines WHERE machines.id = machine_production.machine_id));
-CREATE POLICY scope ON baselines TO gemba_app USING (site_id IN (SELECT gemba_sites()));
+CREATE POLICY scope ON baselines TO gemba_app USING (site_id = ANY ((SELECT gemba_site_list())::uuid[]));
 GRANT SELECT ON energy_days TO gemba_app;
 GRANT SELECT, INSERT, DELETE ON tariffs, carbon_factors, machine_production, baselines TO gemba_app;
 GRANT UPDATE (name, currency, valid_from, price_micro, bands) ON tariffs TO gemba_app;

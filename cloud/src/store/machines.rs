@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{StoreError, gateways_read::enrolment, words::Word};
+use super::{StoreError, gateways_read::enrolment, scoped::keep_plans, words::Word};
 use crate::views::{
     self, Connection, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
     machine::{GroupSensor, MergedMachine, Remaining, connection, state, union_of_sensors},
@@ -67,6 +67,7 @@ pub async fn list(
     now: Timestamp,
     patience: Patience,
 ) -> Result<Vec<Machine>, StoreError> {
+    keep_plans(transaction)?;
     // The page first: what is shown of a machine is worth many look-ups.
     let sql = format!(
         "WITH page AS MATERIALIZED (
@@ -210,6 +211,7 @@ async fn details(
     now: Timestamp,
     patience: Patience,
 ) -> Result<Vec<MachineDetail>, StoreError> {
+    keep_plans(transaction)?;
     let machines = transaction.prepare_cached(&format!("{SELECT} WHERE m.id = ANY($1)")).await?;
     let sensors = transaction
         .prepare_cached(

@@ -20,10 +20,10 @@ const STEPS: [(i32, &str, &str); 11] = [
     (5, "alarms", include_str!("../../migrations/0005_alarms.sql")),
     (6, "notifications", include_str!("../../migrations/0006_notifications.sql")),
     (7, "history", include_str!("../../migrations/0007_history.sql")),
-    (8, "tickets", include_str!("../../migrations/0008_tickets.sql")),
-    (9, "plans", include_str!("../../migrations/0009_plans.sql")),
-    (10, "energy", include_str!("../../migrations/0010_energy.sql")),
-    (11, "policies", include_str!("../../migrations/0011_policies.sql")),
+    (8, "policies", include_str!("../../migrations/0008_policies.sql")),
+    (9, "tickets", include_str!("../../migrations/0009_tickets.sql")),
+    (10, "plans", include_str!("../../migrations/0010_plans.sql")),
+    (11, "energy", include_str!("../../migrations/0011_energy.sql")),
 ];
 const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).

@@ -63,9 +63,22 @@ pub fn narrow(transaction: &Transaction<'_>, scope: &Scope) -> Result<(), StoreE
         // A string takes what is written to it.
         write!(sql, "{comma}{}", site.as_hyphenated()).ok();
     }
-    // What is asked is asked again and again: planning it anew each time costs more than carrying it out.
-    sql.push_str("}'; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL ROLE gemba_app");
-    match transaction.batch_execute(&sql).now_or_never() {
+    sql.push_str("}'; SET LOCAL ROLE gemba_app");
+    send(transaction, &sql)
+}
+
+/// Lets the rest of this transaction keep the plans of its statements, for statements of many tables with few rows: to plan them
+/// anew each time costs more than to carry them out. Not for large tables: such a plan knows no limit, and no filter that is absent.
+///
+/// # Errors
+/// If the connection is gone.
+pub(super) fn keep_plans(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    send(transaction, "SET LOCAL plan_cache_mode = force_generic_plan")
+}
+
+/// Sends statements without waiting for their answer.
+fn send(transaction: &Transaction<'_>, sql: &str) -> Result<(), StoreError> {
+    match transaction.batch_execute(sql).now_or_never() {
         Some(Err(error)) => Err(error.into()),
         Some(Ok(())) | None => Ok(()),
     }
