@@ -40,6 +40,7 @@ pub mod sessions;
 pub mod sites;
 pub mod tickets;
 pub mod tariffs;
+pub mod together;
 pub mod users;
 pub mod webhooks;
 
@@ -61,7 +62,7 @@ use tokio::sync::{Mutex, Semaphore};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use self::problem::ApiError;
+use self::{problem::ApiError, together::Together};
 use crate::{
     live::{Change, Changes, hub::Feed},
     notifications::{address::Policy, signature::Secrets},
@@ -112,6 +113,7 @@ struct Inner {
     trends: Semaphore,
     exports: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
+    together: Arc<Together>,
     notifications: Notifying,
 }
 
@@ -182,6 +184,7 @@ impl ApiState {
             notifications,
             exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
             uploads: Arc::new(Semaphore::new(tickets::files::UPLOADS_MAX)),
+            together: Arc::default(),
         }))
     }
 

@@ -1,16 +1,22 @@
 //! What is kept of the past, and how finely: intervals as they came, hours, days.
 //!
-//! An interval belongs to the hour and the day (UTC) in which it begins. Intervals of closed days are packed into
+//! An interval belongs to the hour and the day (UTC) in which it begins. Intervals of closed [windows](WINDOW_MS) are packed into
 //! [`block`]s; hours and days are [`rollup`]s. What is asked of a range is put together of [`Segment`]s, so that whole
 //! hours and days are read as such and the rest exactly.
 
-use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 
 pub mod block;
 pub mod rollup;
 
 pub const HOUR_MS: i64 = 3_600_000;
 pub const DAY_MS: i64 = 24 * HOUR_MS;
+/// Intervals are packed by such stretches of a day: a block has intervals of one of them only.
+pub const WINDOW_MS: i64 = 2 * HOUR_MS;
+/// Intervals come at any time until their window has been over for so long; what comes later is late, for it may have been packed.
+const LATE_AFTER: SignedDuration = SignedDuration::from_mins(30);
+/// Clocks of replicas differ by less than this: one may pack while another still takes what comes for not late.
+const CLOCKS: SignedDuration = SignedDuration::from_mins(10);
 
 /// One machine over one interval, as it is stored; the arrays go by our positions and have one length.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +81,18 @@ pub fn floor(at: Timestamp, ms: i64) -> Timestamp {
     Timestamp::from_microsecond(at.as_microsecond().div_euclid(us) * us).unwrap_or(at)
 }
 
+/// Where the windows begin whose intervals are not late, and never packed.
+#[must_use]
+pub fn late_before(now: Timestamp) -> Timestamp {
+    floor(now.saturating_sub(LATE_AFTER).unwrap_or(now), WINDOW_MS)
+}
+
+/// The end of the windows that may be packed when they have been over for so long.
+#[must_use]
+pub fn pack_before(now: Timestamp, pack_after: SignedDuration) -> Timestamp {
+    floor(now.saturating_sub(pack_after.max(LATE_AFTER + CLOCKS)).unwrap_or(now), WINDOW_MS)
+}
+
 /// A moment as the database keeps it: in whole microseconds.
 #[must_use]
 pub fn floor_us(at: Timestamp) -> Timestamp {
@@ -85,7 +103,7 @@ pub fn floor_us(at: Timestamp) -> Timestamp {
 #[must_use]
 pub fn ceil(at: Timestamp, ms: i64) -> Timestamp {
     let before = floor(at, ms);
-    if before == at { at } else { before.saturating_add(jiff::SignedDuration::from_millis(ms)).unwrap_or(at) }
+    if before == at { at } else { before.saturating_add(SignedDuration::from_millis(ms)).unwrap_or(at) }
 }
 
 /// The day (UTC) that a moment's row lies in.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use gemba_cloud::{clock, history::pack_before, serve::history, store::Store};
+use jiff::SignedDuration;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 const READY_MAX: Duration = Duration::from_mins(1);
 const PASSWORD: &str = "a password for benches";
@@ -111,13 +114,19 @@ impl Daemon {
         Ok(answer.body_mut().with_config().limit(64 << 20).read_json()?)
     }
 
-    /// What was written is on the disk and has statistics, as it has in a plant that fills in days.
+    /// What was written is packed, on the disk, and has statistics, as it has in a plant that fills in days.
     pub(crate) async fn settle(&self) -> anyhow::Result<()> {
         let cluster = self.directory.path().join("cloud/postgres");
         let pid = fs::read_to_string(cluster.join("data/postmaster.pid"))?;
         let socket = pid.lines().nth(4).context("the cluster's socket")?;
         let mut config = tokio_postgres::Config::new();
         config.host_path(socket).user("gemba").dbname("gemba").password(fs::read_to_string(cluster.join("password"))?);
+        let (store, cancel) = (Store::new(config.clone(), 2)?, CancellationToken::new());
+        let now = clock::now();
+        // Nothing comes for what is over.
+        history::pack(&store, now, 0, &cancel).await?;
+        history::pack_windows(&store, pack_before(now, SignedDuration::from_hours(1)), 0, &cancel).await?;
+        store.close();
         let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         let connection = tokio::spawn(connection);
         client.batch_execute("VACUUM ANALYZE").await?;

@@ -96,7 +96,7 @@ pub(crate) async fn run(daemon: &Daemon, token: &str, lasts: Duration) -> anyhow
         host: daemon.http.to_string(),
         bearer: format!("Bearer {token}"),
         machines: ids("/api/v1/machines?limit=200")?,
-        alarms: ids("/api/v1/alarms?state=open&limit=200")?,
+        alarms: ids("/api/v1/alarms?state=open&condition=anomaly&limit=200")?,
         from: (now - Duration::from_hours(24)).to_string(),
         to: now.to_string(),
     };

@@ -16,7 +16,7 @@ use axum::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{ApiState, RequestId, idempotency, problem::ApiError, tickets::files::UPLOAD};
+use super::{ApiState, RequestId, idempotency, problem::ApiError, tickets::files::UPLOAD, together};
 use crate::{
     store::{
         self,
@@ -302,6 +302,9 @@ pub async fn gate(State(state): State<ApiState>, path: MatchedPath, mut request:
                     && request.headers().contains_key(idempotency::KEY) =>
             {
                 idempotency::run(&state, &caller, request, next).await
+            }
+            Ok(caller) if request.method() == Method::GET && together::ROUTES.contains(&path.as_str()) => {
+                state.0.together.answer(&caller.scope, request, next).await
             }
             Ok(_) => next.run(request).await,
         },

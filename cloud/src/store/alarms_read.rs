@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     StoreError,
     alarms::Subject,
+    anomalies_read::{SensorNames, sensor_names},
     audit::{self, By, Change},
     holds::{self, in_effect},
     words::{Word, at_least, rank},
@@ -30,7 +31,7 @@ fn select() -> String {
            a.raised_at, a.arrived_at, a.late, a.returned_at, a.acknowledged_at, u.name AS acknowledged_by, a.comment,
            a.anomaly_id, a.incident_id, a.annunciated_at, a.repeats, anomaly.shares,
            held.id AS hold_id, held.kind AS hold_kind, held.reason AS hold_reason, holder.name AS hold_by,
-           held.since AS hold_since, held.until AS hold_until, named.positions, named.names
+           held.since AS hold_since, held.until AS hold_until, a.machine_id AS own_machine_id
     FROM alarms a
     JOIN gateways g ON g.id = a.gateway_id
     LEFT JOIN machines m ON m.id = a.machine_id
@@ -42,10 +43,6 @@ fn select() -> String {
         ORDER BY array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind), h.until DESC NULLS FIRST LIMIT 1
     ) held ON a.state <> 'normal'
     LEFT JOIN users holder ON holder.id = held.created_by
-    LEFT JOIN LATERAL (
-        SELECT array_agg(s.position ORDER BY s.position) AS positions, array_agg(s.name ORDER BY s.position) AS names
-        FROM sensors s WHERE s.machine_id = a.machine_id
-    ) named ON a.anomaly_id IS NOT NULL
     CROSS JOIN LATERAL (SELECT coalesce(held.kind, a.state) AS state) shown_as",
         in_effect("$1")
     )
@@ -167,7 +164,8 @@ pub async fn list(
 pub async fn by_ids(transaction: &Transaction<'_>, ids: &[Uuid], now: Timestamp) -> Result<Vec<Alarm>, StoreError> {
     let statement = transaction.prepare_cached(&format!("{} WHERE a.id = ANY($2)", select())).await?;
     let rows = transaction.query(&statement, &[&now, &ids]).await?;
-    rows.iter().map(alarm).collect()
+    let names = sensor_names(transaction, &rows).await?;
+    rows.iter().map(|row| alarm(row, &names)).collect()
 }
 
 /// What an alarm is of, and where it stands; locked.
@@ -233,14 +231,13 @@ pub async fn acknowledge(
     Ok(Some(Ok(true)))
 }
 
-fn alarm(row: &Row) -> Result<Alarm, StoreError> {
+fn alarm(row: &Row, names: &SensorNames) -> Result<Alarm, StoreError> {
     let (Word(state), Word(severity)) = (row.try_get("state")?, row.try_get("severity")?);
     let Word(condition_state) = row.try_get("condition_state")?;
     let shares: Option<Vec<f32>> = row.try_get("shares")?;
-    let positions: Option<Vec<i16>> = row.try_get("positions")?;
-    let names: Option<Vec<String>> = row.try_get("names")?;
-    let names: Vec<(i16, String)> = positions.unwrap_or_default().into_iter().zip(names.unwrap_or_default()).collect();
-    let mut lead_sensors = named_shares(&shares.unwrap_or_default(), &names);
+    let machine: Option<Uuid> = row.try_get("own_machine_id")?;
+    let names = machine.and_then(|machine| names.get(&machine)).map_or(&[][..], Vec::as_slice);
+    let mut lead_sensors = named_shares(&shares.unwrap_or_default(), names);
     lead_sensors.truncate(LEAD_SENSORS_MAX);
     let repeats = row.try_get("repeats")?;
     let acknowledged_by: Option<String> = row.try_get("acknowledged_by")?;

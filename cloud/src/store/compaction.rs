@@ -1,6 +1,6 @@
-//! Packs intervals of days that are over, a machine and some hours at a time, each in a transaction of its own: an interval
-//! is in the large table or in a block, never in both. What comes late goes into the table again, and is merged into its block
-//! the next time. A partition without rows is dropped.
+//! Packs intervals of windows and days that are over, a machine and a window at a time, each in a transaction of its own: an
+//! interval is in the large table or in a block, never in both. What comes late goes into the table again, and is merged into its
+//! block the next time. A day's partition without rows is dropped when the day is over.
 
 use deadpool_postgres::Transaction;
 use jiff::{SignedDuration, Timestamp, civil::Date};
@@ -13,13 +13,10 @@ use super::{
     summaries::{self, COLUMNS},
 };
 use crate::history::{
-    SummaryRow,
+    SummaryRow, WINDOW_MS,
     block::{self, BlockError},
-    floor, midnight,
+    floor,
 };
-
-/// A block has intervals of one such stretch of a day only.
-const WINDOW_MS: i64 = 6 * 3_600_000;
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +49,11 @@ impl Store {
         rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
-    /// The machines with unpacked intervals of a day.
+    /// The machines with unpacked intervals that began from `from` to `to`, exclusive.
     ///
     /// # Errors
     /// If the database cannot be reached.
-    pub async fn machines_to_pack(&self, day: Date) -> Result<Vec<i32>, StoreError> {
+    pub async fn machines_to_pack(&self, from: Timestamp, to: Timestamp) -> Result<Vec<i32>, StoreError> {
         // From one key to the next along the index.
         let rows = self
             .client()
@@ -70,9 +67,28 @@ impl Store {
                      FROM keys WHERE keys.key IS NOT NULL
                  )
                  SELECT key FROM keys WHERE key IS NOT NULL",
-                &[&midnight(day), &next(day)],
+                &[&from, &to],
             )
             .await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    /// The windows from `from` to `to`, exclusive, of which so many intervals of a machine are not packed: few late ones wait until
+    /// their day is over.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn windows_to_pack(
+        &self,
+        machine_key: i32,
+        (from, to): (Timestamp, Timestamp),
+        least: i64,
+    ) -> Result<Vec<Timestamp>, StoreError> {
+        let select = "SELECT date_bin(make_interval(secs => $4), start, 'epoch'::timestamptz) AS begin FROM summaries
+                      WHERE machine_key = $1 AND start >= $2 AND start < $3 GROUP BY 1 HAVING count(*) >= $5 ORDER BY 1";
+        let window_s = WINDOW_MS as f64 / 1e3;
+        let client = self.client().await?;
+        let rows = client.query(select, &[&machine_key, &from, &to, &window_s, &least]).await?;
         rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
@@ -90,17 +106,17 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Packs some intervals of a machine and a day, for which there is [`Self::make_blocks`].
+    /// Packs some intervals of a machine that began from `from` to `to`, exclusive, for whose days there is [`Self::make_blocks`].
     ///
     /// # Errors
     /// If the database cannot be reached, or a block there is damaged; nothing was changed then.
-    pub async fn pack_some(&self, machine_key: i32, day: Date) -> Result<Packed, StoreError> {
+    pub async fn pack_some(&self, machine_key: i32, from: Timestamp, to: Timestamp) -> Result<Packed, StoreError> {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         if !summaries::keep_away(&transaction, machine_key).await? {
             return Ok(Packed::Busy);
         }
-        let rows = some(&transaction, machine_key, day).await?;
+        let rows = some(&transaction, machine_key, from, to).await?;
         let (rows, known) = beside(&transaction, machine_key, rows).await?;
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Packed::Done) };
         let count = rows.len() as u64;
@@ -162,18 +178,20 @@ impl Store {
     }
 }
 
-fn next(day: Date) -> Timestamp {
-    day.tomorrow().map_or(Timestamp::MAX, midnight)
-}
-
-/// The first unpacked intervals of a machine and a day: of one window, and no more than a block takes.
-async fn some(transaction: &Transaction<'_>, machine_key: i32, day: Date) -> Result<Vec<SummaryRow>, StoreError> {
+/// The first unpacked intervals of a machine in a range: of one window, and no more than a block takes.
+async fn some(
+    transaction: &Transaction<'_>,
+    machine_key: i32,
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<Vec<SummaryRow>, StoreError> {
     let first = "SELECT start, cardinality(counts) FROM summaries
                  WHERE machine_key = $1 AND start >= $2 AND start < $3 ORDER BY start LIMIT 1";
-    let first = transaction.query_opt(first, &[&machine_key, &midnight(day), &next(day)]).await?;
+    let first = transaction.query_opt(first, &[&machine_key, &from, &to]).await?;
     let Some(first) = first else { return Ok(Vec::new()) };
     let (start, sensors): (Timestamp, i32) = (first.try_get(0)?, first.try_get(1)?);
-    let end = floor(start, WINDOW_MS).saturating_add(SignedDuration::from_millis(WINDOW_MS)).unwrap_or(Timestamp::MAX);
+    let end =
+        floor(start, WINDOW_MS).saturating_add(SignedDuration::from_millis(WINDOW_MS)).map_or(to, |end| end.min(to));
     let select = format!(
         "SELECT {COLUMNS} FROM summaries WHERE machine_key = $1 AND start >= $2 AND start < $3 ORDER BY start LIMIT $4"
     );
@@ -193,10 +211,13 @@ async fn beside(
     let (first, width) = (first.start, first.counts.len());
     let window = floor(first, WINDOW_MS);
     let end = window.saturating_add(SignedDuration::from_millis(WINDOW_MS)).unwrap_or(Timestamp::MAX);
+    // Blocks of earlier versions go over up to six hours.
     let known = "SELECT start, last_start, intervals FROM summary_blocks
-                 WHERE machine_key = $1 AND start >= $2 AND start < $3 ORDER BY start";
+                 WHERE machine_key = $1 AND start < $3 AND start > $2::timestamptz - interval '6 hours'
+                   AND (start >= $2 OR last_start >= $4)
+                 ORDER BY start";
     let mut before = None;
-    for row in transaction.query(known, &[&machine_key, &window, &end]).await? {
+    for row in transaction.query(known, &[&machine_key, &window, &end, &first]).await? {
         let start: Timestamp = row.try_get(0)?;
         if start > first {
             rows.retain(|row| row.start < start);

@@ -7,42 +7,56 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{StoreError, gateways_read::enrolment, scoped::keep_plans, words::Word};
+use super::{
+    StoreError,
+    gateways_read::enrolment,
+    scoped::keep_plans,
+    words::{Word, rank},
+};
 use crate::views::{
     self, Connection, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
     machine::{GroupSensor, MergedMachine, Remaining, connection, state, union_of_sensors},
 };
 
-/// One row for each shown machine `m`; `live` is the one of its group that was heard last.
-const SELECT: &str = "
-    SELECT m.id, m.gateway_id, g.name AS gateway_name, m.site_id, m.area_id, m.name, m.display_name, m.ignored, m.merged_into,
-           m.criticality,
-           m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.detector_note,
-           live.remaining_likely_s, live.remaining_low_s, live.remaining_high_s, live.score, live.health_percent,
-           live.mode, live.last_reading_at, live.model, live.interval_ms AS live_interval_ms,
-           lg.state AS gateway_state, lg.last_seen_at,
-           (SELECT count(DISTINCT s.name) FROM machines p JOIN sensors s ON s.machine_id = p.id
-            WHERE p.id = m.id OR p.merged_into = m.id) AS sensors_count,
-           alarm.id AS alarm_id, alarm.severity AS alarm_severity, alarm.state AS alarm_state
-    FROM machines m
-    JOIN gateways g ON g.id = m.gateway_id
-    CROSS JOIN LATERAL (
-        SELECT p.* FROM machines p WHERE p.id = m.id OR p.merged_into = m.id
-        ORDER BY p.last_reading_at DESC NULLS LAST, p.id LIMIT 1
-    ) live
-    JOIN gateways lg ON lg.id = live.gateway_id
-    LEFT JOIN LATERAL (
-        SELECT a.id, a.severity, a.state FROM alarms a
-        WHERE a.state <> 'normal'
-          -- What is shelved, suppressed or out of service is not shown.
-          AND NOT EXISTS (SELECT FROM alarm_holds h WHERE h.subject_id IN (a.machine_id, m.id)
-                          AND (h.condition IS NULL OR h.condition = a.condition)
-                          AND h.ended_at IS NULL AND h.since <= now() AND (h.until IS NULL OR h.until > now()))
-          -- As the index of open alarms has it.
-          AND coalesce(a.machine_id, a.gateway_id) = ANY (ARRAY(
-              SELECT p.id FROM machines p WHERE p.id = m.id OR p.merged_into = m.id))
-        ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], a.severity), a.raised_at DESC LIMIT 1
-    ) alarm ON true";
+/// One row for each machine of the statement `page` (of `id`), in the order of the names they are shown with; `live` is the one of its
+/// group that was heard last.
+fn shown(page: &str) -> String {
+    format!(
+        "WITH page AS MATERIALIZED ({page}), parts AS MATERIALIZED (
+             SELECT id, id AS shown FROM page
+             UNION ALL SELECT p.id, p.merged_into FROM machines p WHERE p.merged_into = ANY (ARRAY(SELECT id FROM page))
+         ), live AS (
+             SELECT DISTINCT ON (parts.shown) parts.shown, p.* FROM parts JOIN machines p ON p.id = parts.id
+             ORDER BY parts.shown, p.last_reading_at DESC NULLS LAST, p.id
+         ), sensed AS (
+             SELECT parts.shown, count(DISTINCT s.name COLLATE \"C\") AS sensors
+             FROM parts JOIN sensors s ON s.machine_id = parts.id GROUP BY parts.shown
+         ), alarm AS (
+             SELECT DISTINCT ON (parts.shown) parts.shown, a.id, a.severity, a.state
+             FROM parts JOIN alarms a ON coalesce(a.machine_id, a.gateway_id) = parts.id
+             WHERE a.state <> 'normal'
+               -- What is shelved, suppressed or out of service is not shown.
+               AND NOT EXISTS (SELECT FROM alarm_holds h WHERE h.subject_id IN (a.machine_id, parts.shown)
+                               AND (h.condition IS NULL OR h.condition = a.condition)
+                               AND h.ended_at IS NULL AND h.since <= now() AND (h.until IS NULL OR h.until > now()))
+             ORDER BY parts.shown, {} DESC, a.raised_at DESC
+         )
+         SELECT m.id, m.gateway_id, g.name AS gateway_name, m.site_id, m.area_id, m.name, m.display_name, m.ignored, m.merged_into,
+                m.criticality,
+                m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.detector_note,
+                live.remaining_likely_s, live.remaining_low_s, live.remaining_high_s, live.score, live.health_percent,
+                live.mode, live.last_reading_at, live.model, live.interval_ms AS live_interval_ms,
+                lg.state AS gateway_state, lg.last_seen_at, coalesce(sensed.sensors, 0) AS sensors_count,
+                alarm.id AS alarm_id, alarm.severity AS alarm_severity, alarm.state AS alarm_state
+         FROM live JOIN machines m ON m.id = live.shown
+         JOIN gateways g ON g.id = m.gateway_id
+         JOIN gateways lg ON lg.id = live.gateway_id
+         LEFT JOIN sensed ON sensed.shown = m.id
+         LEFT JOIN alarm ON alarm.shown = m.id
+         ORDER BY coalesce(m.display_name, m.name), m.id",
+        rank("a.severity")
+    )
+}
 
 /// What machines to list.
 #[derive(Debug, Clone, Default)]
@@ -69,19 +83,16 @@ pub async fn list(
 ) -> Result<Vec<Machine>, StoreError> {
     keep_plans(transaction)?;
     // The page first: what is shown of a machine is worth many look-ups.
-    let sql = format!(
-        "WITH page AS MATERIALIZED (
-             SELECT m.id FROM machines m
-             WHERE m.merged_into IS NULL AND ($1::uuid IS NULL OR m.gateway_id = $1) AND (NOT m.ignored OR $2)
-               AND ($3::text IS NULL OR (coalesce(m.display_name, m.name), m.id) > ($3, $4::uuid))
-               AND ($6::uuid IS NULL OR m.site_id = $6)
-               AND ($7::uuid IS NULL OR m.area_id IN (
-                   WITH RECURSIVE within AS (
-                       SELECT id FROM areas WHERE id = $7 UNION SELECT a.id FROM areas a JOIN within ON a.parent_id = within.id)
-                   SELECT id FROM within))
-             ORDER BY coalesce(m.display_name, m.name), m.id LIMIT $5
-         )
-         {SELECT} WHERE m.id = ANY (ARRAY(SELECT id FROM page)) ORDER BY coalesce(m.display_name, m.name), m.id"
+    let sql = shown(
+        "SELECT m.id FROM machines m
+         WHERE m.merged_into IS NULL AND ($1::uuid IS NULL OR m.gateway_id = $1) AND (NOT m.ignored OR $2)
+           AND ($3::text IS NULL OR (coalesce(m.display_name, m.name), m.id) > ($3, $4::uuid))
+           AND ($6::uuid IS NULL OR m.site_id = $6)
+           AND ($7::uuid IS NULL OR m.area_id IN (
+               WITH RECURSIVE within AS (
+                   SELECT id FROM areas WHERE id = $7 UNION SELECT a.id FROM areas a JOIN within ON a.parent_id = within.id)
+               SELECT id FROM within))
+         ORDER BY coalesce(m.display_name, m.name), m.id LIMIT $5",
     );
     let statement = transaction.prepare_cached(&sql).await?;
     let rows = transaction
@@ -212,7 +223,7 @@ async fn details(
     patience: Patience,
 ) -> Result<Vec<MachineDetail>, StoreError> {
     keep_plans(transaction)?;
-    let machines = transaction.prepare_cached(&format!("{SELECT} WHERE m.id = ANY($1)")).await?;
+    let machines = transaction.prepare_cached(&shown("SELECT unnest($1::uuid[]) AS id")).await?;
     let sensors = transaction
         .prepare_cached(
             "SELECT t.id AS shown, s.name, s.display_name, s.unit, s.ignored, p.last_reading_at,

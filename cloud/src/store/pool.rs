@@ -41,7 +41,7 @@ impl Store {
         let given = config.get_options().unwrap_or_default().to_owned();
         // What the URL says comes last and wins.
         config.options(format!("{SERVER_LIMITS} {given}")).application_name("gemba-cloud").connect_timeout(CONNECT_MAX);
-        let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
+        let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager)
             .max_size(connections_max)
             .wait_timeout(Some(WAIT_MAX))

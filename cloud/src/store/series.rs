@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use deadpool_postgres::Transaction;
-use futures_util::future::{try_join, try_join4};
+use futures_util::future::try_join4;
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -15,48 +15,40 @@ use crate::{
     series::{Cell, Collector, Kept, Plan, Series},
 };
 
-const CELLS: &str = "
-    SELECT date_bin(make_interval(secs => $4), start, 'epoch'::timestamptz) AS bucket, p.place,
-           min(mins[p.position + 1]) AS min, max(maxs[p.position + 1]) AS max,
-           sum(means[p.position + 1] * greatest(counts[p.position + 1], 1)) AS sum,
-           sum(greatest(counts[p.position + 1], 1))::float8 AS weight
-    FROM summaries CROSS JOIN unnest($5::int2[], $6::int4[]) AS p (position, place)
-    WHERE machine_key = $1 AND start >= $2 AND start < $3
-      AND mins[p.position + 1] <> 'NaN' AND maxs[p.position + 1] <> 'NaN' AND means[p.position + 1] <> 'NaN'
-    GROUP BY 1, 2";
-
-const VERDICTS: &str = "
-    SELECT date_bin(make_interval(secs => $4), start, 'epoch'::timestamptz) AS bucket,
+/// What is no number is left out; an interval without any still has its verdict.
+const INTERVALS: &str = "
+    SELECT bucket, place, min(least) FILTER (WHERE weight > 0) AS min, max(most) FILTER (WHERE weight > 0) AS max,
+           sum(mean * weight) FILTER (WHERE weight > 0) AS sum, sum(weight) AS weight,
            max(score) FILTER (WHERE score <> 'NaN') AS score,
            min(health_percent) FILTER (WHERE health_percent <> 'NaN') AS health
-    FROM summaries WHERE machine_key = $1 AND start >= $2 AND start < $3
-    GROUP BY 1";
+    FROM (
+        SELECT date_bin(make_interval(secs => $4), start, 'epoch'::timestamptz) AS bucket, p.place,
+               mins[p.position + 1] AS least, maxs[p.position + 1] AS most, means[p.position + 1] AS mean,
+               CASE WHEN mins[p.position + 1] <> 'NaN' AND maxs[p.position + 1] <> 'NaN' AND means[p.position + 1] <> 'NaN'
+                    THEN greatest(counts[p.position + 1], 1) ELSE 0 END::float8 AS weight,
+               score, health_percent
+        FROM summaries LEFT JOIN unnest($5::int2[], $6::int4[]) AS p (position, place) ON true
+        WHERE machine_key = $1 AND start >= $2 AND start < $3
+        OFFSET 0
+    ) AS cells
+    GROUP BY 1, 2";
 
 /// Of hours or days.
-fn rollup_cells(level: Level) -> String {
+fn rollups(level: Level) -> String {
     format!(
         "SELECT date_bin(make_interval(secs => $4), start, 'epoch'::timestamptz) AS bucket, p.place,
-                min(mins[p.position + 1]) AS min, max(maxs[p.position + 1]) AS max,
-                sum(means[p.position + 1] * weights[p.position + 1]) AS sum,
-                sum(weights[p.position + 1])::float8 AS weight
-         FROM {} CROSS JOIN unnest($5::int2[], $6::int4[]) AS p (position, place)
-         WHERE machine_key = $1 AND start >= $2 AND start < $3 AND weights[p.position + 1] > 0
+                min(mins[p.position + 1]) FILTER (WHERE weights[p.position + 1] > 0) AS min,
+                max(maxs[p.position + 1]) FILTER (WHERE weights[p.position + 1] > 0) AS max,
+                sum(means[p.position + 1] * weights[p.position + 1]) FILTER (WHERE weights[p.position + 1] > 0) AS sum,
+                sum(weights[p.position + 1])::float8 AS weight, max(score_max) AS score, min(health_min) AS health
+         FROM {} LEFT JOIN unnest($5::int2[], $6::int4[]) AS p (position, place) ON true
+         WHERE machine_key = $1 AND start >= $2 AND start < $3
          GROUP BY 1, 2",
         table(level)
     )
 }
 
-fn rollup_verdicts(level: Level) -> String {
-    format!(
-        "SELECT date_bin(make_interval(secs => $4), start, 'epoch'::timestamptz) AS bucket,
-                max(score_max) AS score, min(health_min) AS health
-         FROM {} WHERE machine_key = $1 AND start >= $2 AND start < $3
-         GROUP BY 1",
-        table(level)
-    )
-}
-
-/// The planner cannot know how few buckets there are, and would sort millions of rows to group them (measured:
+/// For [`stored`]: the planner cannot know how few buckets there are, and would sort millions of rows to group them (measured:
 /// 30 days of 8 sensors in 0.8 s instead of 2.3 s); and the range decides the plan.
 const PLANNER: &str = "SET LOCAL enable_sort = off; SET LOCAL plan_cache_mode = force_custom_plan";
 
@@ -78,12 +70,12 @@ pub async fn read(
     sensors: Vec<(String, Option<String>)>,
     plan: Plan,
 ) -> Result<Series, StoreError> {
-    transaction.batch_execute(PLANNER).await?;
     let parts = parts(transaction, machine, &sensors).await?;
     let kept = kept(transaction, &parts, &plan).await?;
     let plan = plan.within(&kept);
     let segments = plan.segments(&kept);
     let mut collector = Collector::new(plan, sensors);
+    transaction.batch_execute(PLANNER).await?;
     for part in &parts {
         for segment in &segments {
             if segment.level == Level::Interval {
@@ -151,29 +143,21 @@ async fn stored(
     bucket_ms: i64,
     collector: &mut Collector,
 ) -> Result<(), StoreError> {
-    let (cells, verdicts) = match segment.level {
-        Level::Interval => (CELLS.to_owned(), VERDICTS.to_owned()),
-        level => (rollup_cells(level), rollup_verdicts(level)),
+    let select = match segment.level {
+        Level::Interval => INTERVALS.to_owned(),
+        level => rollups(level),
     };
-    let cells = transaction.prepare_cached(&cells).await?;
-    let verdicts = transaction.prepare_cached(&verdicts).await?;
+    let select = transaction.prepare_cached(&select).await?;
     let bucket_s = bucket_ms as f64 / 1_000.0;
-    let (key, from, to) = (&part.key, &segment.from, &segment.to);
-    let asked: [&(dyn ToSql + Sync); 6] = [key, from, to, &bucket_s, &part.positions, &part.places];
-    let (cells, verdicts) =
-        try_join(transaction.query(&cells, &asked), transaction.query(&verdicts, &asked[..4])).await?;
-    for row in cells {
-        let cell = Cell {
-            min: row.try_get("min")?,
-            max: row.try_get("max")?,
-            sum: row.try_get("sum")?,
-            weight: row.try_get("weight")?,
-        };
-        let place = usize::try_from(row.try_get::<_, i32>("place")?).unwrap_or(usize::MAX);
-        collector.add(place, row.try_get("bucket")?, cell);
-    }
-    for row in verdicts {
-        collector.add_verdict(row.try_get("bucket")?, row.try_get("score")?, row.try_get("health")?);
+    let asked: [&(dyn ToSql + Sync); 6] =
+        [&part.key, &segment.from, &segment.to, &bucket_s, &part.positions, &part.places];
+    for row in transaction.query(&select, &asked).await? {
+        let bucket = row.try_get("bucket")?;
+        collector.add_verdict(bucket, row.try_get("score")?, row.try_get("health")?);
+        let (place, weight): (Option<i32>, Option<f64>) = (row.try_get("place")?, row.try_get("weight")?);
+        let Some((place, weight)) = place.zip(weight.filter(|weight| *weight > 0.0)) else { continue };
+        let cell = Cell { min: row.try_get("min")?, max: row.try_get("max")?, sum: row.try_get("sum")?, weight };
+        collector.add(usize::try_from(place).unwrap_or(usize::MAX), bucket, cell);
     }
     Ok(())
 }

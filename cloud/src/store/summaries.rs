@@ -1,6 +1,6 @@
 //! The large table: a row for each machine and interval, in a partition for each day; and the rollups made of what is new in it.
 //!
-//! Rows of days that are over may have been packed, or dropped, meanwhile. Who writes such rows holds a lock, shared, on the
+//! Late rows may have been packed, or dropped, meanwhile. Who writes such rows holds a lock, shared, on the
 //! machine's slot; who packs it exclusively.
 
 use std::{
@@ -14,7 +14,7 @@ use tokio_postgres::{Row, binary_copy::BinaryCopyInWriter, error::SqlState, type
 
 use super::{StoreError, blocks, rollups};
 pub use crate::history::{SummaryRow, day};
-use crate::history::{midnight, rollup::once};
+use crate::history::{late_before, rollup::once};
 
 /// Slots of the locks between who writes old rows and who packs them: an advisory lock is (`SLOTS_LOCK`, slot).
 const SLOTS_LOCK: i32 = 0x67_65_6d;
@@ -79,8 +79,8 @@ pub async fn insert(
     now: Timestamp,
 ) -> Result<Vec<SummaryRow>, StoreError> {
     let rows = once(rows);
-    let midnight = midnight(day(now));
-    let (mut rows, late): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.start >= midnight);
+    let late_before = late_before(now);
+    let (mut rows, late): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.start >= late_before);
     let (late, beyond) = if late.is_empty() { (late, Vec::new()) } else { sift(transaction, late).await? };
     rows.extend(late);
     let mut new = store(transaction, rows).await?;
@@ -89,7 +89,7 @@ pub async fn insert(
     Ok(new)
 }
 
-/// Of rows of days that are over: those that are not packed already, and those whose day's intervals were dropped and that go
+/// Of late rows: those that are not packed already, and those whose day's intervals were dropped and that go
 /// on where the day ends: they are for the rollups only. (What was dropped is not known any more: an interval from before
 /// the last one known of its day may have been counted.)
 async fn sift(

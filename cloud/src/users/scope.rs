@@ -22,7 +22,7 @@ pub struct Grant {
 }
 
 /// An organisation, and the role at each site of it that may be seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Scope {
     organisation: Uuid,
     everywhere: Option<Role>,

@@ -304,7 +304,8 @@ impl Server {
         .await;
         crate::history::make_rollups(&self.store).await;
         self.store.make_blocks(yesterday).await.unwrap();
-        self.store.pack_some(key, yesterday).await.unwrap();
+        let midnight = gemba_cloud::history::midnight;
+        self.store.pack_some(key, midnight(yesterday), midnight(day(now))).await.unwrap();
         let alarm = self.alarm(gateway, machine, "unacknowledged", "high", now).await;
         self.sql(&format!("UPDATE alarms SET site_id = '{site}' WHERE id = '{alarm}'")).await;
         let client = self.store.client().await.unwrap();

@@ -19,7 +19,7 @@ use gemba_shared::{
     message::{Batch, Epoch, Lane},
     telemetry::{Mode, Quality, Record, SensorSummary},
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::{SignedDuration, Timestamp, civil::Date};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -197,6 +197,10 @@ async fn pack(store: &Store) {
     history::pack(store, clock::now() + SignedDuration::from_hours(1), 0, &CancellationToken::new()).await.unwrap();
 }
 
+fn range(day: Date) -> (Timestamp, Timestamp) {
+    (midnight(day), midnight(day.tomorrow().unwrap()))
+}
+
 /// A day and a bit of two machines, that was over long ago; then packed.
 pub(crate) async fn packed_plant(store: &Store) -> (Bench, Gateway, Vec<Record>) {
     let (bench, gateway) = (bench(store), plant::enrolled(store, "g").await);
@@ -227,9 +231,10 @@ async fn packed_intervals_are_the_same_and_late_ones_join_them() {
     // Two clouds at once, and a third that gives up in the middle.
     let dropped = {
         let day = day(clock::from_wire(noon(3)).unwrap());
-        let key = store.machines_to_pack(day).await.unwrap()[0];
+        let (from, to) = range(day);
+        let key = store.machines_to_pack(from, to).await.unwrap()[0];
         store.make_blocks(day).await.unwrap();
-        tokio::time::timeout(std::time::Duration::from_millis(3), store.pack_some(key, day)).await.is_err()
+        tokio::time::timeout(std::time::Duration::from_millis(3), store.pack_some(key, from, to)).await.is_err()
     };
     println!("the third one was cut off: {dropped}");
     tokio::join!(pack(store), pack(&stores[1]));
@@ -360,16 +365,17 @@ async fn a_step_of_packing_waits_for_nobody() {
     let store = database::store().await;
     let (_, _, _) = packed_plant(&store).await;
     let day = day(clock::from_wire(noon(3)).unwrap());
-    let keys = store.machines_to_pack(day).await.unwrap();
+    let (from, to) = range(day);
+    let keys = store.machines_to_pack(from, to).await.unwrap();
     assert_eq!(keys.len(), 2);
     store.make_blocks(day).await.unwrap();
     let mut client = store.client().await.unwrap();
     let transaction = client.transaction().await.unwrap();
     let lock = format!("SELECT pg_advisory_xact_lock_shared({}, {})", 0x67_65_6d, keys[0] % 64);
     transaction.batch_execute(&lock).await.unwrap();
-    assert_eq!(store.pack_some(keys[0], day).await.unwrap(), Packed::Busy);
+    assert_eq!(store.pack_some(keys[0], from, to).await.unwrap(), Packed::Busy);
     transaction.rollback().await.unwrap();
-    assert!(matches!(store.pack_some(keys[0], day).await.unwrap(), Packed::Intervals(_)));
+    assert!(matches!(store.pack_some(keys[0], from, to).await.unwrap(), Packed::Intervals(_)));
     assert!(!store.drop_packed(day).await.unwrap(), "it has rows");
     let until = midnight(day);
     assert!(!store.days_to_pack(until).await.unwrap().contains(&day), "it was not over then");
