@@ -103,6 +103,11 @@ async fn a_server_that_ends_before_it_is_ready_is_followed_by_another() {
         .stdin(std::process::Stdio::piped())
         .spawn()
         .unwrap();
+    // What was just made has no arguments yet for a moment.
+    let named = data.to_str().unwrap();
+    while !std::fs::read_to_string(format!("/proc/{}/cmdline", dying.id())).unwrap().contains(named) {
+        std::thread::yield_now();
+    }
     let pid_file = data.join("postmaster.pid");
     std::fs::write(&pid_file, format!("{}\n{}\n0\n5432\n\n\n\nstarting\n", dying.id(), data.display())).unwrap();
     let second = tokio::spawn(async move { Cluster::start(&path, Durability::Careless).await });
