@@ -196,15 +196,14 @@ impl Default for Alarms {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct History {
-    /// Intervals are packed when their two hours have been over for so long; what comes late when nothing has come for its day for as
-    /// long.
+    /// Intervals are packed when their hour has been over for so long; what comes late when nothing has come for its day for as long.
     #[serde(deserialize_with = "duration")]
     pub pack_after: SignedDuration,
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { pack_after: SignedDuration::from_hours(1) }
+        Self { pack_after: SignedDuration::from_mins(20) }
     }
 }
 

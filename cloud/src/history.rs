@@ -12,11 +12,11 @@ pub mod rollup;
 pub const HOUR_MS: i64 = 3_600_000;
 pub const DAY_MS: i64 = 24 * HOUR_MS;
 /// Intervals are packed by such stretches of a day: a block has intervals of one of them only.
-pub const WINDOW_MS: i64 = 2 * HOUR_MS;
+pub const WINDOW_MS: i64 = HOUR_MS;
 /// Intervals come at any time until their window has been over for so long; what comes later is late, for it may have been packed.
-const LATE_AFTER: SignedDuration = SignedDuration::from_mins(30);
+const LATE_AFTER: SignedDuration = SignedDuration::from_mins(10);
 /// Clocks of replicas differ by less than this: one may pack while another still takes what comes for not late.
-const CLOCKS: SignedDuration = SignedDuration::from_mins(10);
+const CLOCKS: SignedDuration = SignedDuration::from_mins(5);
 
 /// One machine over one interval, as it is stored; the arrays go by our positions and have one length.
 #[derive(Debug, Clone, PartialEq)]

@@ -125,7 +125,7 @@ impl Daemon {
         let now = clock::now();
         // Nothing comes for what is over.
         history::pack(&store, now, 0, &cancel).await?;
-        history::pack_windows(&store, pack_before(now, SignedDuration::from_hours(1)), 0, &cancel).await?;
+        history::pack_windows(&store, pack_before(now, SignedDuration::from_mins(20)), 0, &cancel).await?;
         store.close();
         let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         let connection = tokio::spawn(connection);

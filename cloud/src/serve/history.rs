@@ -18,7 +18,7 @@ use crate::{
 
 /// Partitions are made this many days ahead.
 const DAYS_AHEAD: i64 = 3;
-const EVERY: Duration = Duration::from_mins(10);
+const EVERY: Duration = Duration::from_mins(5);
 /// Intervals of a window for which it is packed before its day is over.
 const WINDOW_INTERVALS_MIN: i64 = 60;
 /// The daemon's packing rests so many times as long as it works: intake comes first.

@@ -29,8 +29,9 @@ fn shown(page: &str) -> String {
              SELECT DISTINCT ON (parts.shown) parts.shown, p.* FROM parts JOIN machines p ON p.id = parts.id
              ORDER BY parts.shown, p.last_reading_at DESC NULLS LAST, p.id
          ), sensed AS (
-             SELECT parts.shown, count(DISTINCT s.name COLLATE \"C\") AS sensors
-             FROM parts JOIN sensors s ON s.machine_id = parts.id GROUP BY parts.shown
+             SELECT shown, count(*) AS sensors
+             FROM (SELECT DISTINCT parts.shown, s.name FROM parts JOIN sensors s ON s.machine_id = parts.id) AS named
+             GROUP BY shown
          ), alarm AS (
              SELECT DISTINCT ON (parts.shown) parts.shown, a.id, a.severity, a.state
              FROM parts JOIN alarms a ON coalesce(a.machine_id, a.gateway_id) = parts.id

@@ -24,7 +24,7 @@ const STEPS: [(i32, &str, &str); 12] = [
     (9, "tickets", include_str!("../../migrations/0009_tickets.sql")),
     (10, "plans", include_str!("../../migrations/0010_plans.sql")),
     (11, "energy", include_str!("../../migrations/0011_energy.sql")),
-    (12, "order", include_str!("../../migrations/0012_order.sql")),
+    (12, "lists", include_str!("../../migrations/0012_lists.sql")),
 ];
 const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).
