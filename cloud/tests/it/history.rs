@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gemba_cloud::{
     clock,
     energy::profile,
-    history::{Level, SummaryRow, day, midnight, rollup::gather},
+    history::{Level, SummaryRow, day, midnight, pack_before, rollup::gather},
     intake::write::{Days, Outcome},
     serve::history,
     store::{
@@ -358,6 +358,43 @@ async fn an_organisation_may_keep_less_than_another() {
         count(&store, "SELECT count(*) FROM history_days WHERE dropped_at IS NULL AND day < current_date").await,
         0
     );
+}
+
+#[tokio::test]
+async fn hours_that_are_over_are_packed_and_what_comes_again_is_known() {
+    let store = database::store().await;
+    let (bench, gateway) = (bench(&store), plant::enrolled(&store, "g").await);
+    let now = clock::from_wire(hour_ago(0)).unwrap();
+    // Four hours up to now; each fiftieth interval comes late.
+    let at = |i: i64| summary("m", hour_ago(4).plus_us(i * 30_000_000), &[i as f64]);
+    let (late, in_time): (Vec<i64>, Vec<i64>) = (0..480).partition(|i| i % 50 == 0);
+    let catalog = || catalog("m", 1, &["a"]);
+    let records: Vec<_> = [catalog()].into_iter().chain(in_time.iter().map(|i| at(*i))).collect();
+    for (i, chunk) in records.chunks(200).enumerate() {
+        take_at(&bench, &gateway, &[batch(Lane::Summaries, 1 + 200 * i as u64, chunk.to_vec())], now).await;
+    }
+    let (before, cancel) = (pack_before(now, SignedDuration::ZERO), CancellationToken::new());
+    assert_eq!(before, now - SignedDuration::from_hours(1), "the hour that has just ended may still come");
+    let written = everything(&store).await;
+    history::pack_windows(&store, before, 0, &cancel).await.unwrap();
+    assert_eq!(everything(&store).await, written);
+    let unpacked = "SELECT count(*) FROM summaries";
+    assert_eq!(count(&store, unpacked).await, in_time.iter().filter(|i| **i >= 360).count() as i64);
+
+    // All of it again, from an outbox that was lost, with what was late.
+    let records: Vec<_> = [catalog()].into_iter().chain((0..480).map(at)).collect();
+    let mut taken = 0;
+    for (i, chunk) in records.chunks(200).enumerate() {
+        let mut again = batch(Lane::Summaries, 1 + 200 * i as u64, chunk.to_vec());
+        again.seq.epoch = Epoch(9);
+        taken += take_at(&bench, &gateway, &[again], now).await.counts.summaries;
+    }
+    assert_eq!(taken, late.len() as u64);
+    assert_eq!(everything(&store).await.len(), 480);
+    // A few late ones are not worth it.
+    history::pack_windows(&store, before, 0, &cancel).await.unwrap();
+    assert!(count(&store, unpacked).await > 120);
+    assert_eq!(everything(&store).await.len(), 480);
 }
 
 #[tokio::test]
