@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use deadpool_postgres::Transaction;
+use futures_util::future::try_join;
 use jiff::Timestamp;
 
 use super::StoreError;
@@ -166,15 +167,18 @@ pub(super) async fn trend(
              WHERE machine_key = $1 AND start < $3 AND start > $2::timestamptz - interval '6 hours' AND position = ANY($4)",
         )
         .await?;
+    // They travel together.
+    let (blocks, sensors) = try_join(
+        transaction.query(&blocks, &[&machine_key, &from, &to]),
+        transaction.query(&sensors, &[&machine_key, &from, &to, &positions]),
+    )
+    .await?;
     let mut found: BTreeMap<Timestamp, Trend> = BTreeMap::new();
-    for row in transaction.query(&blocks, &[&machine_key, &from, &to]).await? {
+    for row in &blocks {
         let machine = machine(row.try_get(1)?, row.try_get(2)?)?;
         found.insert(row.try_get(0)?, Trend { machine, sensors: Vec::new() });
     }
-    if found.is_empty() {
-        return Ok(Vec::new());
-    }
-    for row in transaction.query(&sensors, &[&machine_key, &from, &to, &positions]).await? {
+    for row in &sensors {
         let Some(trend) = found.get_mut(&row.try_get(0)?) else { continue };
         let figures = block::unpack_figures(row.try_get(2)?, trend.machine.starts.len())?;
         trend.sensors.push((row.try_get(1)?, figures));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use deadpool_postgres::Transaction;
+use futures_util::future::try_join3;
 use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -238,16 +239,22 @@ async fn details(
     let merged = transaction
         .prepare_cached("SELECT merged_into, id, name FROM machines WHERE merged_into = ANY($1) ORDER BY name, id")
         .await?;
+    // They travel together.
+    let (rows, sensors, merged) = try_join3(
+        transaction.query(&machines, &[&ids]),
+        transaction.query(&sensors, &[&ids]),
+        transaction.query(&merged, &[&ids]),
+    )
+    .await?;
     let mut sensors_of: HashMap<Uuid, Vec<GroupSensor>> = HashMap::new();
-    for row in transaction.query(&sensors, &[&ids]).await? {
-        sensors_of.entry(row.try_get("shown")?).or_default().push(group_sensor(&row)?);
+    for row in &sensors {
+        sensors_of.entry(row.try_get("shown")?).or_default().push(group_sensor(row)?);
     }
     let mut merged_of: HashMap<Uuid, Vec<MergedMachine>> = HashMap::new();
-    for row in transaction.query(&merged, &[&ids]).await? {
+    for row in &merged {
         let part = MergedMachine { id: row.try_get("id")?, name: row.try_get("name")? };
         merged_of.entry(row.try_get("merged_into")?).or_default().push(part);
     }
-    let rows = transaction.query(&machines, &[&ids]).await?;
     rows.iter()
         .map(|row| {
             let machine = machine(row, now, patience)?;

@@ -75,12 +75,14 @@ pub async fn read(
     let plan = plan.within(&kept);
     let segments = plan.segments(&kept);
     let mut collector = Collector::new(plan, sensors);
+    for part in &parts {
+        for segment in segments.iter().filter(|segment| segment.level == Level::Interval) {
+            packed(transaction, part, segment, &mut collector).await?;
+        }
+    }
     transaction.batch_execute(PLANNER).await?;
     for part in &parts {
         for segment in &segments {
-            if segment.level == Level::Interval {
-                packed(transaction, part, segment, &mut collector).await?;
-            }
             stored(transaction, part, segment, plan.bucket_ms, &mut collector).await?;
         }
     }
