@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use deadpool_postgres::Transaction;
-use jiff::{civil::Date, tz::TimeZone};
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -23,6 +23,7 @@ use crate::{
     energy::baseline::{self, Day, Driver, Observation, RANGE_DAYS_MAX, Savings},
     store::{
         baselines::{self, BASELINES_MAX, Baseline, SENSORS_MAX, Subject},
+        energy,
         objects::{self, Object},
         production::{self, ProductionSensor},
         scoped,
@@ -253,13 +254,14 @@ pub async fn savings(
     let (from, to) = (params.day("from"), params.day("to"));
     let per: Option<SavingsPer> = params.one("per", "day or month", |text| word("per", text).ok());
     params.finish()?;
-    let to = to.unwrap_or_else(|| state.now().to_zoned(TimeZone::UTC).date());
-    let from = from.unwrap_or_else(|| to.saturating_sub(jiff::Span::new().days(RANGE_DAYS_DEFAULT)));
-    let (from, to) = checked((from, to))?;
     let _turn = state.0.trends.acquire().await.map_err(|_| ApiError::internal())?;
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let baseline = baselines::one(&transaction, id, false).await?.ok_or_else(missing)?;
+    let zone = energy::zone_of(&transaction, baseline.site).await?.ok_or_else(missing)?;
+    let to = to.unwrap_or_else(|| state.now().to_zoned(zone).date());
+    let from = from.unwrap_or_else(|| to.saturating_sub(jiff::Span::new().days(RANGE_DAYS_DEFAULT)));
+    let (from, to) = checked((from, to))?;
     let subject = Subject {
         site: baseline.site,
         machines: Some(&baseline.machines),

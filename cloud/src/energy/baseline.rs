@@ -306,7 +306,7 @@ mod tests {
         use crate::energy::{
             accounts,
             calendar::{Per, Terms},
-            production::{ProductionKind, SensorHour},
+            production::{Part, ProductionKind, SensorHour},
             profile::{HOURS, Profile},
         };
 
@@ -348,9 +348,22 @@ mod tests {
             known_ms: 3_600_000,
         };
         let hours: Vec<SensorHour> = (0..80).filter(|n| !(56..60).contains(n)).map(hour).collect();
-        let counter = Counted { kind: ProductionKind::Counter, in_hour: 1.0, hours };
-        assert_eq!(known(Some(&[counter]), 1), [Some((240.0, 12.0)), None, None]);
+        let counter = |parts: &[&[SensorHour]]| {
+            let part = |hours: &&[SensorHour]| Part { in_hour: 1.0, hours: hours.to_vec() };
+            Counted { kind: ProductionKind::Counter, parts: parts.iter().map(part).collect() }
+        };
+        let whole = counter(&[&hours]);
+        assert_eq!(known(Some(std::slice::from_ref(&whole)), 1), [Some((240.0, 12.0)), None, None]);
         assert_eq!(known(Some(&[]), 1), [None; 3]);
+        assert_eq!(
+            known(Some(&[whole.clone(), counter(&[])]), 1),
+            [None; 3],
+            "nobody knows what the other one counted"
+        );
+        // A part took another's place at noon.
+        let (before, after) = hours.split_at(14);
+        assert_eq!(known(Some(&[counter(&[before, after])]), 1)[0].map(|(made, _)| made), Some(240.0));
+        assert_eq!(known(Some(&[whole.clone(), whole]), 1)[0].map(|(made, _)| made), Some(480.0));
     }
 
     #[test]

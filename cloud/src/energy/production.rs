@@ -3,6 +3,8 @@
 //! Hours are what is read: their least, greatest and last value are enough to see a counter begin anew once in an hour. Over
 //! more than [`GAP_HOURS`] without readings a counter's rise is not taken: nobody knows when it was made.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -80,11 +82,17 @@ pub struct SensorHour {
     pub known_ms: i64,
 }
 
-/// One sensor of one machine: how often an hour has the rate's time in it, and its hours in their order, from a little before
-/// the range on.
+/// One sensor of a machine, as each of its parts has it: one that was replaced goes on where the other ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Counted {
     pub kind: ProductionKind,
+    /// None where nothing is known of it.
+    pub parts: Vec<Part>,
+}
+
+/// How often an hour has the rate's time in it, and the sensor's hours in their order, from a little before the range on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
     pub in_hour: f64,
     pub hours: Vec<SensorHour>,
 }
@@ -94,11 +102,13 @@ pub struct Counted {
 pub fn by_period(calendar: &Calendar, sensors: &[Counted]) -> Vec<(f64, f64)> {
     let mut periods = vec![(0.0, 0.0); calendar.periods.len()];
     for sensor in sensors {
-        for (hour, amount) in made(sensor.kind, sensor.in_hour, &sensor.hours) {
+        let mut known = BTreeSet::new();
+        for (hour, amount) in sensor.parts.iter().flat_map(|part| made(sensor.kind, part.in_hour, &part.hours)) {
+            let is_new = known.insert(hour);
             for slice in calendar.slices(hour) {
                 let period = &mut periods[slice.period];
                 period.0 += amount * slice.share;
-                period.1 += slice.share;
+                period.1 += if is_new { slice.share } else { 0.0 };
             }
         }
     }

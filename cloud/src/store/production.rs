@@ -1,6 +1,6 @@
 //! How much machines make: which sensor says so, and what it said hour by hour.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use deadpool_postgres::Transaction;
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +14,7 @@ use super::{
     audit::{self, By, Change},
     words::Word,
 };
-use crate::energy::production::{BadUnit, Counted, GAP_HOURS, ProductionKind, SensorHour, unit};
+use crate::energy::production::{BadUnit, Counted, GAP_HOURS, Part, ProductionKind, SensorHour, unit};
 
 /// What says how much a machine makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -121,7 +121,7 @@ pub async fn set(
     Ok(Named::Done)
 }
 
-/// What these sensors said in a range, each machine and part by itself.
+/// What these sensors said in a range: one for each, also where it said nothing.
 ///
 /// # Errors
 /// If the database is away.
@@ -145,7 +145,7 @@ pub async fn counted(
     let begin = from.saturating_sub(SignedDuration::from_hours(GAP_HOURS + 1)).unwrap_or(from);
     let mut counted = Vec::new();
     for sensor in sensors {
-        let mut parts: HashMap<i32, Counted> = HashMap::new();
+        let mut parts: BTreeMap<i32, Part> = BTreeMap::new();
         for row in transaction.query(&select, &[&sensor.machine, &sensor.sensor, &begin, &to]).await? {
             // A part that measures something else under the same name is none.
             let Ok((unit, in_hour)) = unit(sensor.kind, row.try_get(1)?) else { continue };
@@ -162,9 +162,9 @@ pub async fn counted(
                 known_ms: row.try_get(7)?,
             };
             let part = parts.entry(row.try_get(0)?);
-            part.or_insert(Counted { kind: sensor.kind, in_hour, hours: Vec::new() }).hours.push(hour);
+            part.or_insert(Part { in_hour, hours: Vec::new() }).hours.push(hour);
         }
-        counted.extend(parts.into_values());
+        counted.push(Counted { kind: sensor.kind, parts: parts.into_values().collect() });
     }
     Ok(counted)
 }

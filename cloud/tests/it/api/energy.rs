@@ -334,3 +334,83 @@ async fn savings_are_told_against_a_baseline() {
     assert_eq!(server.call("DELETE", &path, Some(&token), None).await.status, 204);
     assert_eq!(server.call("GET", &format!("{path}/savings"), Some(&token), None).await.status, 404);
 }
+
+/// What is made is what all counters count: with one of them silent it is not known, and one that took another's place goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn production_is_of_all_counters_and_of_the_parts_of_a_machine() {
+    let server = Server::start().await;
+    let token = server.user(Role::Supervisor).await;
+    let gateway = server.gateway("north").await;
+    let (press, press_key) = server.machine(gateway, "press", &["count"]).await;
+    let (saw, saw_key) = server.machine(gateway, "saw", &["count"]).await;
+    server.sql("UPDATE sensors SET unit = '1'").await;
+    // Both count; the press alone measures its power, for both. The saw says nothing from the 25th day on.
+    let made = |n: usize| 10.0 + ((n / 24) % 7) as f64;
+    let counter = |from: usize, to: usize, wh: bool| {
+        let mut count = 0.0;
+        let hour = |n: usize| {
+            let from = count;
+            count += made(n);
+            Some(Hour { from, to: count, wh: wh.then(|| 1_000.0 + 200.0 * made(n)) })
+        };
+        (from..to).map(hour).collect::<Vec<_>>()
+    };
+    server.hours(press_key, 0, &counter(0, 40 * 24, true)).await;
+    server.hours(saw_key, 0, &counter(0, 24 * 24, false)).await;
+    make_rollups(&server.store).await;
+    for machine in [press, saw] {
+        let path = format!("/api/v1/machines/{machine}/production");
+        assert_eq!(server.call("PUT", &path, Some(&token), Some(json!({"sensor": "count"}))).await.status, 200);
+    }
+    let fit = async |with: Value| {
+        let mut body = json!({"name": "b", "from": "2026-01-02", "to": "2026-01-24"});
+        for (key, value) in with.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        let (status, baseline) = server.post("/api/v1/energy/baselines", &token, body).await;
+        assert_eq!(status, 201, "{baseline}");
+        baseline
+    };
+    let baseline = fit(json!({"site": SITE})).await;
+    let model = &baseline["model"];
+    assert!(near(&model["intercept_kwh"], 24.0) && near(&model["slope_kwh"], 0.1), "{model}");
+    let savings = format!("/api/v1/energy/baselines/{}/savings", baseline["id"].as_str().unwrap());
+    let before = server.get(&format!("{savings}?from=2026-01-10&to=2026-01-20"), &token).await;
+    assert_eq!(before["days"], 10);
+    let silent = server.get(&format!("{savings}?from=2026-01-26&to=2026-02-05"), &token).await;
+    assert_eq!((&silent["days"], &silent["range_days"]), (&json!(0), &json!(10)), "half of it is not all: {silent}");
+
+    // The press is replaced on the 16th day by one that is shown in its place.
+    let (new, new_key) = server.machine(gateway, "press-2", &["count"]).await;
+    server
+        .sql(&format!(
+            "UPDATE sensors SET unit = '1'; UPDATE machines SET merged_into = '{new}' WHERE id = '{press}';
+             DELETE FROM machine_production WHERE machine_id = '{press}';
+             TRUNCATE summaries, rollup_hours, rollup_days, energy_days"
+        ))
+        .await;
+    server.hours(press_key, 0, &counter(0, 15 * 24, true)).await;
+    server.hours(new_key, 15 * 24, &counter(15 * 24, 40 * 24, true)).await;
+    make_rollups(&server.store).await;
+    let path = format!("/api/v1/machines/{new}/production");
+    assert_eq!(server.call("PUT", &path, Some(&token), Some(json!({"sensor": "count"}))).await.status, 200);
+    let baseline = fit(json!({"machine": new, "to": "2026-02-05"})).await;
+    assert_eq!(baseline["model"]["days"], 34, "all days: {baseline}");
+    assert!(near(&baseline["model"]["slope_kwh"], 0.2), "{baseline}");
+}
+
+/// Days are those of the site, also where none are named.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_days_are_those_of_the_site() {
+    let server = Server::start().await;
+    let token = server.user(Role::Supervisor).await;
+    let plant = server.plant_at(SITE).await;
+    let path = format!("/api/v1/energy/baselines/{}/savings", plant.baseline);
+    for zone in ["Etc/GMT-14", "Etc/GMT+12"] {
+        server.sql(&format!("UPDATE sites SET time_zone = '{zone}'")).await;
+        let today = || gemba_cloud::clock::now().to_zoned(jiff::tz::TimeZone::get(zone).unwrap()).date().to_string();
+        let (before, answer) = (today(), server.get(&path, &token).await);
+        let told = answer["to"].as_str().unwrap();
+        assert!([before.as_str(), &today()].contains(&told), "{zone}: {answer}");
+    }
+}
