@@ -3,7 +3,7 @@
 //!
 //! It is told for whole hours: a range is widened to them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,8 @@ pub const RANGE_MAX: SignedDuration = SignedDuration::from_hours(24 * 3_660);
 pub const RANGE_DEFAULT: SignedDuration = SignedDuration::from_hours(24 * 30);
 /// Periods of all items of one answer.
 pub const PERIODS_MAX: usize = 20_000;
+/// Hours of all sites of one answer: each site has clocks, prices and factors of its own, hour by hour.
+pub const SITE_HOURS_MAX: i64 = 2_000_000;
 
 /// Whole hours around a range.
 ///
@@ -165,12 +167,18 @@ pub struct Energy {
     pub items: Vec<EnergyItem>,
 }
 
-/// The answer would have more than [`PERIODS_MAX`] periods.
+/// Why an answer would be too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "would make {0} periods, and {PERIODS_MAX} is the most: ask for a shorter range, one site or one machine, or longer periods"
-)]
-pub struct TooManyPeriods(pub usize);
+pub enum TooLarge {
+    #[error(
+        "would make more than {PERIODS_MAX} periods: ask for a shorter range, one site or one machine, or longer periods"
+    )]
+    Periods,
+    #[error(
+        "is {0} sites for {1} hours, and {SITE_HOURS_MAX} hours of all together are the most: ask for a shorter range or one site"
+    )]
+    SiteHours(usize, i64),
+}
 
 /// An answer in the making.
 #[derive(Debug)]
@@ -189,7 +197,7 @@ impl Ledger {
     ///
     /// # Errors
     /// If the answer would be too large.
-    pub fn new(question: Question, machines: Vec<MachineHours>, sites: &[SiteTerms]) -> Result<Self, TooManyPeriods> {
+    pub fn new(question: Question, machines: Vec<MachineHours>, sites: &[SiteTerms]) -> Result<Self, TooLarge> {
         let mut ledger = Self {
             question,
             calendars: HashMap::new(),
@@ -197,6 +205,12 @@ impl Ledger {
             items: Vec::new(),
             accounts: Vec::new(),
         };
+        let measured: HashSet<Uuid> =
+            machines.iter().filter(|machine| machine.energy_wh.is_some()).map(|machine| machine.site).collect();
+        let hours = question.to.duration_since(question.from).as_hours();
+        if hours.saturating_mul(measured.len() as i64) > SITE_HOURS_MAX {
+            return Err(TooLarge::SiteHours(measured.len(), hours));
+        }
         let sites: HashMap<Uuid, &SiteTerms> = sites.iter().map(|site| (site.id, site)).collect();
         let mut of_site: HashMap<Uuid, usize> = HashMap::new();
         for machine in machines {
@@ -204,6 +218,10 @@ impl Ledger {
             if machine.energy_wh.is_some() {
                 let calendar = || Calendar::new(question.from, question.to, question.per, &site.terms);
                 ledger.calendars.entry(site.id).or_insert_with(calendar);
+                let periods = ledger.calendars.values().map(|calendar| calendar.periods.len()).sum::<usize>();
+                if question.per.is_some() && periods > PERIODS_MAX {
+                    return Err(TooLarge::Periods);
+                }
             }
             let place = match question.by {
                 By::Machine => ledger.items.len(),
@@ -216,7 +234,7 @@ impl Ledger {
         let periods = periods.map(|item| ledger.calendars.get(&item.site).map_or(0, |calendar| calendar.periods.len()));
         let periods: usize = periods.sum();
         if question.per.is_some() && periods > PERIODS_MAX {
-            return Err(TooManyPeriods(periods));
+            return Err(TooLarge::Periods);
         }
         ledger.accounts = vec![Vec::new(); ledger.items.len()];
         Ok(ledger)
@@ -316,5 +334,34 @@ mod tests {
         assert_eq!(hours(at("01:30"), at("02:00:00.000001")), Ok((at("01:00"), at("03:00"))));
         assert_eq!(hours(at("01:00"), at("02:00")), Ok((at("01:00"), at("02:00"))));
         assert_eq!(hours(at("01:00"), at("01:00")), Err(BadRange::Empty));
+    }
+
+    #[test]
+    fn an_answer_is_bounded_before_it_is_made() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let terms =
+            Terms { zone: jiff::tz::TimeZone::UTC, tariffs: Vec::new(), factors: Vec::new(), g_per_kwh_default: 1.0 };
+        let check = |sites: u128, to: &str, per: Option<Per>, expected: Option<TooLarge>| {
+            let ids: Vec<Uuid> = (0..sites).map(Uuid::from_u128).collect();
+            let machine = |site: &Uuid| MachineHours {
+                id: *site,
+                site: *site,
+                name: String::new(),
+                display_name: None,
+                energy_wh: Some(1.0),
+                hours: Hours::default(),
+            };
+            let site = |id: &Uuid| SiteTerms { id: *id, name: String::new(), terms: terms.clone() };
+            let (from, to) = (at("2020-01-01T00:00Z"), at(to));
+            let question = Question { from, to, by: By::Site, per, site: None, machine: None };
+            let ledger =
+                Ledger::new(question, ids.iter().map(machine).collect(), &ids.iter().map(site).collect::<Vec<_>>());
+            assert_eq!(ledger.err(), expected, "{sites} sites up to {to}");
+        };
+        check(3, "2020-03-01T00:00Z", Some(Per::Hour), None);
+        check(1, "2029-01-01T00:00Z", Some(Per::Hour), Some(TooLarge::Periods));
+        check(100, "2020-12-31T00:00Z", Some(Per::Hour), Some(TooLarge::Periods));
+        check(100, "2021-12-31T00:00Z", None, None);
+        check(200, "2021-12-31T00:00Z", None, Some(TooLarge::SiteHours(200, 17_520)));
     }
 }

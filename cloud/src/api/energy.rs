@@ -4,7 +4,7 @@ use axum::{Json, extract::State};
 
 use super::{ApiState, access::Caller, extract::Params, problem::ApiError};
 use crate::{
-    energy::{self, By, Energy, Question, RANGE_DEFAULT, calendar::Per},
+    energy::{self, By, Energy, Question, RANGE_DEFAULT, TooLarge, calendar::Per},
     store::{self, scoped},
     views::word,
 };
@@ -36,5 +36,7 @@ pub async fn read(State(state): State<ApiState>, caller: Caller, mut params: Par
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let read = store::energy::read(&transaction, &question, state.0.parts.carbon_g_per_kwh).await?;
-    read.map(Json).map_err(|too_many| ApiError::field("per", too_many))
+    read.map(Json).map_err(|too_large| {
+        ApiError::field(if matches!(too_large, TooLarge::Periods) { "per" } else { "from" }, too_large)
+    })
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{StoreError, rollups::table, rules_edit};
 use crate::{
     energy::{
-        Energy, Hours, Ledger, MachineHours, Question, SiteTerms, TooManyPeriods,
+        Energy, Hours, Ledger, MachineHours, Question, SiteTerms, TooLarge,
         calendar::{Factor, Terms},
         profile::{HOURS, Profile, Profiles},
         tariff::{Band, Tariff},
@@ -110,7 +110,7 @@ pub async fn read(
     transaction: &Transaction<'_>,
     question: &Question,
     g_per_kwh_default: f64,
-) -> Result<Result<Energy, TooManyPeriods>, StoreError> {
+) -> Result<Result<Energy, TooLarge>, StoreError> {
     let machines = machines(transaction, question).await?;
     let mut sites: Vec<Uuid> = machines.iter().map(|machine| machine.site).collect();
     sites.sort_unstable();
