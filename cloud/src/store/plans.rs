@@ -42,21 +42,22 @@ const HOURS: &str = "
                     FROM rollup_days WHERE machine_key = q.key
                       AND start >= date_trunc('day', $1, 'UTC') - make_interval(days => $2) AND start < date_trunc('day', $1, 'UTC')
                    ) AS late
-            FROM machines q WHERE p.every_h IS NOT NULL AND (q.id = p.machine_id OR q.merged_into = p.machine_id)
+            FROM machines q WHERE p.every_h IS NOT NULL AND (q.id = m.id OR q.merged_into = m.id)
         ) part
     ) ran ON true";
 
 fn select() -> String {
     format!(
-        "SELECT p.*, s.time_zone, coalesce(m.display_name, m.name) AS machine_name, creator.name AS creator,
+        "SELECT p.*, s.time_zone, m.id AS shown_id, coalesce(m.display_name, m.name) AS machine_name, creator.name AS creator,
                 assignee.name AS assignee, t.number, t.state, base.ended_at,
                 coalesce(ran.ran_ms, 0)::float8 / 3600000 AS ran_h, coalesce(ran.late_ms, 0)::float8 / 3600000 AS ran_h_a_day,
                 CASE WHEN p.health_below IS NOT NULL THEN (
                     SELECT min(q.health_percent) FROM machines q
-                    WHERE (q.id = p.machine_id OR q.merged_into = p.machine_id)
+                    WHERE (q.id = m.id OR q.merged_into = m.id)
                       AND q.last_reading_at >= $1::timestamptz - interval '15 minutes') END AS health
          FROM plans p
-         JOIN machines m ON m.id = p.machine_id
+         JOIN machines own ON own.id = p.machine_id
+         JOIN machines m ON m.id = coalesce(own.merged_into, own.id)
          JOIN sites s ON s.id = p.site_id
          JOIN users creator ON creator.id = p.created_by
          LEFT JOIN users assignee ON assignee.id = p.assignee_id
@@ -121,7 +122,7 @@ fn known(row: &Row, now: Timestamp) -> Result<Known, StoreError> {
     let Due { at, left_h, .. } = trigger.due(&standing, now, &zone);
     let Word(priority) = row.try_get("priority")?;
     let text = PlanText {
-        machine: row.try_get("machine_id")?,
+        machine: row.try_get("shown_id")?,
         title: row.try_get("title")?,
         description: row.try_get("description")?,
         priority,

@@ -46,7 +46,7 @@ pub async fn list(
     limit: i64,
     now: Timestamp,
 ) -> Result<Vec<Plan>, StoreError> {
-    let rest = "WHERE ($3::uuid IS NULL OR p.site_id = $3) AND ($4::uuid IS NULL OR p.machine_id = $4)
+    let rest = "WHERE ($3::uuid IS NULL OR p.site_id = $3) AND ($4::uuid IS NULL OR m.id = $4)
                   AND ($5::boolean IS NULL OR p.enabled = $5) AND ($6::uuid IS NULL OR p.id < $6)
                 ORDER BY p.id DESC LIMIT $7";
     let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =

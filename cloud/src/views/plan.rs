@@ -13,6 +13,7 @@ use crate::{
 /// What people write of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct PlanText {
+    /// That which its machine is shown as.
     pub machine: Uuid,
     /// Of its tickets.
     pub title: String,

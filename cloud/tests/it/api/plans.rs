@@ -295,3 +295,35 @@ async fn health_that_stays_too_low_makes_a_ticket() {
     health("20", at(9_000)).await;
     assert_eq!((turn(at(9_000)).await, turn(at(9_600)).await), (0, 1));
 }
+
+/// A plan goes with its machine, also when that is shown as a part of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_of_a_part_is_that_of_what_it_is_shown_as() {
+    let (server, token, machine, key) = setup().await;
+    let gateway = server.gateway("south").await;
+    let (whole, whole_key) = server.machine(gateway, "press", &["flow"]).await;
+    let now = clock::now();
+    let from = now - hours(1_000);
+    let running = json!({"calendar": null, "running": {"every_h": 100, "counted_from": from}});
+    let plan = add(&server, &token, machine, &running).await;
+    let merge = format!("/api/v1/machines/{machine}/merge");
+    let (status, merged) = server.post(&merge, &token, json!({"into": whole})).await;
+    assert!((200..300).contains(&status), "{merged}");
+    // From then on the other one tells the hours.
+    ran(&server, key, now - hours(200), 30, 3).await;
+    ran(&server, whole_key, now, 120, 3).await;
+    let path = format!("/api/v1/plans/{}", plan["id"].as_str().unwrap());
+    let shown = server.get(&path, &token).await;
+    assert_eq!((&shown["machine"], &shown["machine_name"]), (&json!(whole), &json!("press")), "{shown}");
+    assert!(shown["left_h"].as_f64().unwrap() < 0.0, "{shown}");
+    assert_eq!(
+        ids(&server.get(&format!("/api/v1/plans?machine={whole}"), &token).await),
+        [plan["id"].as_str().unwrap()]
+    );
+    let made = plans::turn(&server.store, now).await.unwrap();
+    let [ticket] = made[..] else { panic!("{made:?}") };
+    assert_eq!(server.get(&format!("/api/v1/tickets/{ticket}"), &token).await["machine_id"], json!(whole));
+    // It is written as it is shown.
+    let put = server.call("PUT", &path, Some(&token), Some(body(whole, &running))).await;
+    assert_eq!((put.status, &put.body["machine"]), (200, &json!(whole)), "{}", put.body);
+}
