@@ -67,7 +67,8 @@ pub struct NewTicketCost {
     #[serde(default)]
     #[schema(minimum = 1, maximum = 10_080)]
     minutes: Option<i32>,
-    /// What an hour costs; the organisation's rate, if not given. Of labour only.
+    /// What an hour costs, in the ticket's currency; the organisation's rate, if not given. Of labour only, and needed of it where the
+    /// organisation has changed its currency since the ticket was made.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
     rate_minor: Option<i64>,
@@ -184,7 +185,9 @@ pub async fn add_cost(
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let ticket = read::lock(&transaction, id, now).await?.ok_or_else(missing)?;
-    let rate = sites::cost_basis(&transaction, caller.user.organisation).await?.labour_rate_minor;
+    let basis = sites::cost_basis(&transaction, caller.user.organisation).await?;
+    // A ticket's amounts stay in the currency in which it began.
+    let rate = (basis.currency == ticket.currency).then_some(basis.labour_rate_minor);
     let new = checked(&body, caller.user.id, rate)?;
     if let Some(user) = new.user {
         reaches(&transaction, "user", user, ticket.site_id).await?;
@@ -218,8 +221,8 @@ pub async fn remove_cost(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A line of cost by `me`, in an organisation where an hour costs `rate`.
-fn checked(body: &NewTicketCost, me: Uuid, rate: i64) -> Result<NewCost, ApiError> {
+/// A line of cost by `me`, in an organisation where an hour costs `rate`, if that is in the ticket's currency.
+fn checked(body: &NewTicketCost, me: Uuid, rate: Option<i64>) -> Result<NewCost, ApiError> {
     let text = written("text", &body.text, LINE_CHARS_MAX, false)?;
     let (given, own) = (money("rate_minor", body.rate_minor)?, money("amount_minor", body.amount_minor)?);
     let is_labour = body.kind == CostKind::Labour;
@@ -232,6 +235,8 @@ fn checked(body: &NewTicketCost, me: Uuid, rate: i64) -> Result<NewCost, ApiErro
     wrong(body.minutes.is_some_and(|minutes| !(1..=MINUTES_MAX).contains(&minutes)), "minutes", "is from 1 to 10080");
     wrong(is_labour != body.minutes.is_some(), "minutes", "is needed of labour, and only of it");
     wrong(!is_labour && given.is_some(), "rate_minor", "is of labour only");
+    let foreign = is_labour && given.or(rate).is_none();
+    wrong(foreign, "rate_minor", "is needed: the organisation's rate is in another currency than the ticket");
     wrong(!is_labour && body.user.is_some(), "user", "is of labour only");
     wrong(is_labour == own.is_some(), "amount_minor", "is needed of what is no labour, and only of that");
     wrong(!is_labour && text.is_empty(), "text", "is needed: what it was");
@@ -242,7 +247,7 @@ fn checked(body: &NewTicketCost, me: Uuid, rate: i64) -> Result<NewCost, ApiErro
         let amount_minor = own.unwrap_or_default();
         return Ok(NewCost { kind: body.kind, user: None, minutes: None, rate_minor: None, text, amount_minor });
     };
-    let rate = given.unwrap_or(rate);
+    let rate = given.or(rate).unwrap_or_default();
     let amount_minor =
         labour(minutes, rate).ok_or_else(|| ApiError::field("minutes", "cost more than can be counted"))?;
     let user = Some(body.user.unwrap_or(me));

@@ -111,3 +111,27 @@ async fn what_a_ticket_cost_adds_up_in_whole_cents() {
     let view = "SELECT machine, number, state, currency, labour_minutes, labour_minor, part_minor, other_minor FROM tickets_v1";
     assert_eq!(crate::plant::rows(&server.store, view).await, "m 1 open CHF 37 3525 1999 0");
 }
+
+/// An hour's rate is in the organisation's currency of today, and a ticket's amounts in that of its beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_in_another_currency_is_not_booked() {
+    let server = Server::start().await;
+    let (machine, _) = server.machine(server.gateway("g").await, "m", &["a"]).await;
+    let admin = server.user(Role::Admin).await;
+    let basis = async |currency: &str, rate: i64| {
+        let body = json!({"currency": currency, "labour_rate_minor": rate});
+        server.call("PUT", "/api/v1/organisation/costs", Some(&admin), Some(body)).await.status
+    };
+    assert_eq!(basis("EUR", 4_500).await, 200);
+    let id = server.ticket(&admin, json!({"machine": machine, "title": "t"})).await;
+    assert_eq!(server.step(&admin, &id, "costs", json!({"kind": "labour", "minutes": 60})).await.0, 201);
+    assert_eq!(basis("JPY", 7_000).await, 200);
+    let (status, refused) = server.step(&admin, &id, "costs", json!({"kind": "labour", "minutes": 60})).await;
+    assert_eq!((status, &refused["errors"][0]["field"]), (422, &json!("rate_minor")), "{refused}");
+    let given = json!({"kind": "labour", "minutes": 60, "rate_minor": 5_000});
+    let (status, ticket) = server.step(&admin, &id, "costs", given).await;
+    assert_eq!((status, &ticket["currency"], &ticket["labour_minor"]), (201, &json!("EUR"), &json!(9_500)), "{ticket}");
+    let (status, part) =
+        server.step(&admin, &id, "costs", json!({"kind": "part", "text": "seal", "amount_minor": 5})).await;
+    assert_eq!((status, &part["cost_minor"]), (201, &json!(9_505)));
+}
