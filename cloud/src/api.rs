@@ -33,6 +33,7 @@ pub mod problem;
 pub mod production;
 pub mod quality;
 pub mod reliability;
+pub mod requests;
 pub mod rules;
 pub mod series;
 pub mod session;
@@ -49,22 +50,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{
-    Router,
-    extract::{DefaultBodyLimit, MatchedPath, Request},
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
-};
+use axum::{Router, extract::DefaultBodyLimit, http::StatusCode, middleware};
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use self::{problem::ApiError, together::Together};
 use crate::{
     live::{Change, Changes, hub::Feed},
+    metrics::Metrics,
     notifications::{address::Policy, signature::Secrets},
     store::{self, Store},
     users::{
@@ -77,6 +74,7 @@ use crate::{
 };
 
 pub use document::openapi;
+pub use requests::RequestId;
 
 /// The largest body of a request.
 pub const BODY_BYTES_MAX: usize = 64 * 1_024;
@@ -134,8 +132,11 @@ pub struct Parts {
     pub changes: Changes,
     /// Where [`crate::live::hub::Hub`] tells changes.
     pub feed: Feed,
-    /// The page of `/metrics`.
-    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    pub metrics: Arc<Metrics>,
+    /// What gateways sent and intake has not looked at; for `/metrics`.
+    pub intake_waiting: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Ends the live streams.
+    pub ending: CancellationToken,
     /// What a kilowatt-hour emits where a site says nothing, grams of CO2 equivalent.
     pub carbon_g_per_kwh: f64,
     /// Of one user, key or address, on the average of ten seconds.
@@ -251,6 +252,12 @@ impl ApiState {
 
     fn notifications(&self) -> &Notifying {
         &self.0.notifications
+    }
+
+    /// Returns when no live stream is open any more: they are told to end by [`Parts::ending`].
+    pub async fn streams_ended(&self) {
+        // It is never closed.
+        self.0.live_clients.acquire_many(LIVE_CLIENTS_MAX as u32).await.ok();
     }
 
     fn tell(&self, change: Change) {
@@ -376,15 +383,17 @@ fn ticket_routes() -> OpenApiRouter<ApiState> {
 /// Serve it with `into_make_service_with_connect_info::<SocketAddr>()`: logins are slowed for each address.
 pub fn router(state: ApiState, more: Router) -> Router {
     let (routes, _) = routes().split_for_parts();
-    let known =
-        routes.with_state(state.clone()).merge(more).route_layer(middleware::from_fn_with_state(state, access::gate));
+    let known = routes
+        .with_state(state.clone())
+        .merge(more)
+        .route_layer(middleware::from_fn_with_state(state.clone(), access::gate));
     known
         .route("/api", axum::routing::any(not_found))
         .route("/api/", axum::routing::any(not_found))
         .route("/api/{*rest}", axum::routing::any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn(around))
+        .layer(middleware::from_fn_with_state(state, requests::around))
 }
 
 async fn not_found() -> ApiError {
@@ -393,34 +402,4 @@ async fn not_found() -> ApiError {
 
 async fn method_not_allowed() -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route does not know this method")
-}
-
-/// What the answer says as `x-request-id`, and the log.
-#[derive(Debug, Clone, Copy)]
-pub struct RequestId(pub Uuid);
-
-/// What is around every request: its id, its deadline, its line in the log, headers for all answers.
-async fn around(mut request: Request, next: Next) -> Response {
-    let id = Uuid::now_v7();
-    request.extensions_mut().insert(RequestId(id));
-    let started = Instant::now();
-    let method = request.method().clone();
-    // The route, not the path: names and ids of a plant are not for every log.
-    let route =
-        request.extensions().get::<MatchedPath>().map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
-    let upload = method == Method::POST && route == tickets::files::UPLOAD;
-    let deadline = if upload { UPLOAD_DEADLINE } else { DEADLINE };
-    let answer = tokio::time::timeout(deadline, next.run(request)).await;
-    let late = || ApiError::unavailable("deadline", "this took too long; ask for less", Duration::from_secs(5));
-    let mut response = answer.unwrap_or_else(|_| late().into_response());
-    let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
-        headers.insert(HeaderName::from_static("x-request-id"), id);
-    }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    let status = response.status().as_u16();
-    let ms = started.elapsed().as_millis() as u64;
-    tracing::debug!(%id, %method, route, status, ms, "request");
-    response
 }

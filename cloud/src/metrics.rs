@@ -4,9 +4,12 @@ use std::fmt;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
 };
+
+/// Bounds of the histogram of requests, seconds: the figures that are promised lie on them.
+const SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0, 20.0];
 
 /// A fixed word that says why.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -19,6 +22,20 @@ pub struct Reason {
 pub struct DeliveryEnd {
     pub channel: &'static str,
     pub outcome: &'static str,
+}
+
+/// What was asked for, and how it ended. The route is the pattern, not the path; what is no route of ours is `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestEnd {
+    pub method: &'static str,
+    pub route: String,
+    pub status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Route {
+    pub method: &'static str,
+    pub route: String,
 }
 
 /// All counters of the daemon.
@@ -59,6 +76,19 @@ pub struct Metrics {
     pub deliveries_waiting: Gauge,
     /// Given up, and still to be looked at.
     pub deliveries_dead: Gauge,
+    pub requests: Family<RequestEnd, Counter>,
+    /// Until an answer begins: a stream takes as long as its client does.
+    pub request_seconds: Family<Route, Histogram, fn() -> Histogram>,
+    pub requests_under_way: Gauge,
+    /// Clients of the live stream.
+    pub live_clients: Gauge,
+    /// Connections of the pool in use, and the most there may be.
+    pub database_connections: Gauge,
+    pub database_connections_max: Gauge,
+    /// Requests and jobs that wait for a connection.
+    pub database_waiting: Gauge,
+    /// What gateways sent and intake has not looked at.
+    pub intake_waiting: Gauge,
 }
 
 impl fmt::Debug for Metrics {
@@ -94,8 +124,17 @@ impl Default for Metrics {
             deliveries: Family::default(),
             deliveries_waiting: Gauge::default(),
             deliveries_dead: Gauge::default(),
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            requests_under_way: Gauge::default(),
+            live_clients: Gauge::default(),
+            database_connections: Gauge::default(),
+            database_connections_max: Gauge::default(),
+            database_waiting: Gauge::default(),
+            intake_waiting: Gauge::default(),
         };
         metrics.register();
+        metrics.register_serving();
         metrics
     }
 }
@@ -130,6 +169,23 @@ impl Metrics {
         r.register("deliveries", "Attempts to deliver notifications, by channel and outcome", self.deliveries.clone());
         r.register("deliveries_waiting", "Deliveries to be sent or tried again", self.deliveries_waiting.clone());
         r.register("deliveries_dead", "Deliveries that were given up", self.deliveries_dead.clone());
+    }
+
+    fn register_serving(&mut self) {
+        let r = &mut self.registry;
+        r.register("http_requests", "Requests, by route and status", self.requests.clone());
+        let (help, seconds) = ("Time until an answer began, by route", self.request_seconds.clone());
+        r.register_with_unit("http_request", help, Unit::Seconds, seconds);
+        r.register("http_requests_under_way", "Requests under way", self.requests_under_way.clone());
+        r.register("live_clients", "Clients of the live stream", self.live_clients.clone());
+        r.register("database_connections", "Database connections in use", self.database_connections.clone());
+        r.register(
+            "database_connections_max",
+            "Database connections there may be",
+            self.database_connections_max.clone(),
+        );
+        r.register("database_waiting", "What waits for a database connection", self.database_waiting.clone());
+        r.register("intake_waiting", "Deliveries of gateways that wait for intake", self.intake_waiting.clone());
     }
 
     /// The page for Prometheus.

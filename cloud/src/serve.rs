@@ -46,17 +46,23 @@ pub mod deliveries;
 pub mod external;
 pub mod gateways;
 pub mod history;
+pub mod news;
 pub mod plans;
+pub mod systemd;
+pub mod turn;
 pub mod web;
 
 use database::Database;
 use deliveries::Deliveries;
 use external::External;
 use gateways::Port;
+use systemd::{notify, watchdog};
 
 /// Deliveries that wait for intake.
 const DELIVERIES_MAX: usize = 256;
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
+/// How long clients of the live stream may take to read that it ends.
+const STREAMS_END_WITHIN: Duration = Duration::from_secs(2);
 /// How long a stage may take to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 
@@ -216,6 +222,8 @@ impl Daemon {
         let mut tasks: JoinSet<anyhow::Result<&'static str>> = JoinSet::new();
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
+        // Weak: intake ends when nobody can deliver any more.
+        let waiting = deliveries.downgrade();
 
         self.link(&mut tasks, deliveries, answered, &first, &last);
         let intake = Intake::new(self.intake_parts(answers));
@@ -241,10 +249,16 @@ impl Daemon {
         });
         let feed = Feed::default();
         let hub = Hub::new(self.store.clone(), feed.clone(), clock::now, self.patience);
-        let (changes, cancel) = (self.changes.subscribe(), last.clone());
+        let elsewhere = broadcast::channel(CHANGES_MAX).0;
+        let (changes, heard, cancel) = (self.changes.subscribe(), elsewhere.subscribe(), last.clone());
         tasks.spawn(async move {
-            hub.run(changes, cancel).await;
+            hub.run(changes, heard, cancel).await;
             Ok("live")
+        });
+        let news = news::exchange(self.store.clone(), self.changes.clone(), elsewhere, last.clone());
+        tasks.spawn(async move {
+            news.await;
+            Ok("news")
         });
         let address = listener.address();
         let policy = self.deliveries.policy(self.link.addresses().iter().copied().chain([address]));
@@ -254,9 +268,17 @@ impl Daemon {
             deliver::run(Arc::new(parts), cancel).await;
             Ok("deliveries")
         });
-        let app = self.app(feed, policy);
+        let state = self.state(feed, policy, waiting, last.clone());
+        let app = self.app(state.clone());
         let cancel = last.clone();
-        tasks.spawn(async move { web::serve(listener, app, cancel).await.map(|()| "web") });
+        tasks.spawn(async move {
+            web::serve(listener, app, cancel).await?;
+            // They were told the same moment.
+            if tokio::time::timeout(STREAMS_END_WITHIN, state.streams_ended()).await.is_err() {
+                tracing::info!("clients of the live stream that do not read are left");
+            }
+            Ok("web")
+        });
 
         tracing::info!(
             http = %address, mqtt = ?self.link.addresses(), ms = started.elapsed().as_millis() as u64, "ready"
@@ -333,7 +355,7 @@ impl Daemon {
         }
     }
 
-    fn app(&self, feed: Feed, webhook_policy: Policy) -> axum::Router {
+    fn app(&self, state: ApiState) -> axum::Router {
         let enrolments = Enrolments {
             store: self.store.clone(),
             signing: self.keys.signing.clone(),
@@ -341,7 +363,17 @@ impl Daemon {
             changes: self.changes.clone(),
             metrics: Arc::clone(&self.metrics),
         };
-        let (page, storing) = (Arc::clone(&self.metrics), Arc::clone(&self.metrics));
+        site(api::router(state, api::enroll::routes(Arc::new(enrolments))))
+    }
+
+    fn state(
+        &self,
+        feed: Feed,
+        webhook_policy: Policy,
+        waiting: mpsc::WeakSender<Delivery>,
+        ending: CancellationToken,
+    ) -> ApiState {
+        let storing = Arc::clone(&self.metrics);
         let stopping = Arc::clone(&self.stopping);
         let parts = api::Parts {
             store: self.store.clone(),
@@ -352,7 +384,11 @@ impl Daemon {
             url: self.url.clone(),
             requests_per_s: self.requests_per_s,
             carbon_g_per_kwh: self.carbon_g_per_kwh,
-            metrics: Box::new(move || page.page()),
+            metrics: Arc::clone(&self.metrics),
+            intake_waiting: Box::new(move || {
+                waiting.upgrade().map_or(0, |deliveries| deliveries.max_capacity() - deliveries.capacity())
+            }),
+            ending,
             mail: self.deliveries.mail(),
             webhook_policy,
             attachments: self.attachments,
@@ -364,8 +400,7 @@ impl Daemon {
                 }
             }),
         };
-        let state = ApiState::new(parts, &self.keys.signing);
-        site(api::router(state, api::enroll::routes(Arc::new(enrolments))))
+        ApiState::new(parts, &self.keys.signing)
     }
 }
 
@@ -407,19 +442,4 @@ async fn drain(
         tasks.shutdown().await;
     }
     failed.map_or(Ok(()), Err)
-}
-
-/// Tells systemd that the runtime still turns; the broker's own watch ends the daemon when that is dead.
-async fn watchdog() {
-    let Some(every) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    loop {
-        notify(&[NotifyState::Watchdog]);
-        tokio::time::sleep(every / 3).await;
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "cannot tell systemd");
-    }
 }

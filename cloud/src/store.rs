@@ -35,6 +35,7 @@ pub mod lanes;
 pub mod machines;
 pub mod machines_label;
 pub mod migrate;
+pub mod news;
 pub mod notices;
 pub mod objects;
 mod partitions;

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{ApiState, problem::ApiError};
+use super::{ApiState, LIVE_CLIENTS_MAX, problem::ApiError};
 
 /// How long the database may take to answer a probe.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
@@ -37,5 +37,11 @@ pub async fn ready(State(state): State<ApiState>) -> Result<&'static str, ApiErr
 #[utoipa::path(get, path = "/metrics", tag = "server", responses((status = 200, description = "OpenMetrics text.")), security(()))]
 pub async fn metrics(State(state): State<ApiState>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], (state.0.parts.metrics)()).into_response()
+    let (metrics, (used, waiting, most)) = (&state.0.parts.metrics, state.store().connections());
+    metrics.database_connections.set(used as i64);
+    metrics.database_waiting.set(waiting as i64);
+    metrics.database_connections_max.set(most as i64);
+    metrics.live_clients.set((LIVE_CLIENTS_MAX - state.0.live_clients.available_permits()) as i64);
+    metrics.intake_waiting.set((state.0.parts.intake_waiting)() as i64);
+    ([(header::CONTENT_TYPE, kind)], metrics.page()).into_response()
 }

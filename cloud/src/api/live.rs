@@ -100,11 +100,15 @@ pub async fn open(
 }
 
 async fn stream(state: ApiState, mut socket: WebSocket, source: Source, _permit: OwnedSemaphorePermit) {
-    let end = match timeout(TOKEN_WITHIN, first_token(&state, source, &mut socket)).await {
-        Err(_) => Some(End::NoToken),
-        Ok(Err(end)) => end,
-        Ok(Ok(admitted)) => relay(&state, source, &mut socket, admitted).await,
+    let ending = state.0.parts.ending.clone();
+    let told = async {
+        match timeout(TOKEN_WITHIN, first_token(&state, source, &mut socket)).await {
+            Err(_) => Some(End::NoToken),
+            Ok(Err(end)) => end,
+            Ok(Ok(admitted)) => relay(&state, source, &mut socket, admitted).await,
+        }
     };
+    let end = ending.run_until_cancelled(told).await.unwrap_or(Some(End::ServerEnds));
     // `None`: the client ended it, or cannot be written to.
     if let Some((code, reason)) = end.map(End::frame) {
         let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));

@@ -4,7 +4,8 @@
 //! handed what its sites tell.
 //! Machines are told at most [`MACHINES_EVERY`] (the latest state wins), everything else after [`OTHERS_AFTER`], so
 //! that a burst is one query. With no client it only empties its queue. A client that cannot keep up loses messages
-//! and is told to load everything again; so are all when the hub itself could not.
+//! and is told to load everything again; so are all when the hub itself could not. What changed at another replica is told like what
+//! changed here ([`super::news`]).
 //!
 //! A machine falls silent, and a gateway offline, without a row that changes: the hub looks for such every
 //! [`SWEEP_EVERY`].
@@ -24,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Change;
+use super::{Change, news::News};
 use crate::{
     store::{
         self, Store, StoreError,
@@ -186,42 +187,60 @@ impl Hub {
         Self { store, feed, clock, patience, pending: Pending::default(), states: HashMap::new(), failing: false }
     }
 
-    pub async fn run(mut self, mut changes: broadcast::Receiver<Change>, cancel: CancellationToken) {
+    pub async fn run(
+        mut self,
+        mut changes: broadcast::Receiver<Change>,
+        mut elsewhere: broadcast::Receiver<News>,
+        cancel: CancellationToken,
+    ) {
         let mut machines_at = Instant::now();
         let mut others_at = Instant::now();
         let mut sweep_at = Instant::now();
         loop {
-            tokio::select! {
+            let news = tokio::select! {
                 () = cancel.cancelled() => return,
                 change = changes.recv() => match change {
-                    Ok(change) if self.feed.clients() > 0 => {
-                        if !self.pending.others() {
-                            others_at = others_at.max(Instant::now() + OTHERS_AFTER);
-                        }
-                        if matches!(change, Change::Gateway(_)) {
-                            sweep_at = sweep_at.min(Instant::now() + OTHERS_AFTER);
-                        }
-                        self.pending.add(change);
-                    }
-                    Ok(_) => self.pending = Pending::default(),
-                    Err(RecvError::Lagged(missed)) => {
-                        tracing::warn!(missed, "live stream fell behind; clients load everything again");
-                        self.feed.tell_all(&Message::Resync);
-                    }
+                    Ok(change) => Some(News::Changed(change)),
+                    Err(RecvError::Lagged(_)) => Some(News::Lost),
+                    Err(RecvError::Closed) => return,
+                },
+                news = elsewhere.recv() => match news {
+                    Ok(news) => Some(news),
+                    Err(RecvError::Lagged(_)) => Some(News::Lost),
                     Err(RecvError::Closed) => return,
                 },
                 () = sleep_until(machines_at), if !self.pending.machines.is_empty() => {
                     let told = self.tell_machines().await;
                     machines_at = Instant::now() + self.pause(told, MACHINES_EVERY);
+                    None
                 }
                 () = sleep_until(others_at), if self.pending.others() => {
                     let told = self.tell_others().await;
                     others_at = Instant::now() + self.pause(told, Duration::ZERO);
+                    None
                 }
                 () = sleep_until(sweep_at) => {
                     let swept = self.sweep().await;
                     sweep_at = Instant::now() + self.pause(swept, SWEEP_EVERY);
+                    None
                 }
+            };
+            match news {
+                Some(News::Changed(change)) if self.feed.clients() > 0 => {
+                    if !self.pending.others() {
+                        others_at = others_at.max(Instant::now() + OTHERS_AFTER);
+                    }
+                    if matches!(change, Change::Gateway(_)) {
+                        sweep_at = sweep_at.min(Instant::now() + OTHERS_AFTER);
+                    }
+                    self.pending.add(change);
+                }
+                Some(News::Changed(_)) => self.pending = Pending::default(),
+                Some(News::Lost) => {
+                    tracing::debug!("changes were lost to the live stream: clients load everything again");
+                    self.feed.tell_all(&Message::Resync);
+                }
+                None => {}
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::turn::Turns;
 use crate::{
     clock,
     live::{Change, Changes},
@@ -26,7 +27,7 @@ const GATHER_AFTER: Duration = Duration::from_millis(200);
 /// Works until it is cancelled.
 pub async fn keep(store: Store, changes: Changes, offline_after: SignedDuration, cancel: CancellationToken) {
     let mut heard = changes.subscribe();
-    let mut failing = false;
+    let mut turns = Turns::new("alarms", changes);
     let mut next = Instant::now() + GATHER_AFTER;
     loop {
         tokio::select! {
@@ -40,22 +41,7 @@ pub async fn keep(store: Store, changes: Changes, offline_after: SignedDuration,
                 continue;
             }
         }
-        match turn(&store, clock::now(), offline_after).await {
-            Ok(found) => {
-                if std::mem::take(&mut failing) {
-                    tracing::info!("alarms are looked after again");
-                }
-                for change in found {
-                    // An error says that nobody watches, which is no fault.
-                    drop(changes.send(change));
-                }
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot look after alarms");
-                }
-            }
-        }
+        turns.took(turn(&store, clock::now(), offline_after).await);
         next = Instant::now() + EVERY;
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::turn::Turns;
 use crate::{
     clock,
     live::{Change, Changes},
@@ -14,24 +15,10 @@ const EVERY: Duration = Duration::from_mins(1);
 
 /// Works until it is cancelled.
 pub async fn keep(store: Store, changes: Changes, cancel: CancellationToken) {
-    let mut failing = false;
+    let mut turns = Turns::new("plans", changes);
     loop {
-        match plans::turn(&store, clock::now()).await {
-            Ok(made) => {
-                if std::mem::take(&mut failing) {
-                    tracing::info!("plans are looked after again");
-                }
-                for ticket in made {
-                    // An error says that nobody watches, which is no fault.
-                    drop(changes.send(Change::Ticket(ticket)));
-                }
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot look after plans");
-                }
-            }
-        }
+        let made = plans::turn(&store, clock::now()).await;
+        turns.took(made.map(|made| made.into_iter().map(Change::Ticket).collect()));
         tokio::select! {
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}

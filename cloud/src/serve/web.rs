@@ -155,7 +155,7 @@ pub async fn serve(listener: Listener, app: Router, cancel: CancellationToken) -
     };
     tokio::select! {
         ended = serving => ended.context("the HTTP server failed"),
-        // Live streams stay open as long as their clients like.
+        // A client that reads slowly holds nobody up.
         () = drained => Ok(()),
     }
 }

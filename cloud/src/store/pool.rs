@@ -1,12 +1,15 @@
 //! Connections: a bound on their number, and a time limit on everything that is asked of them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use gemba_mqtt::tls::Trust;
-use tokio_postgres::Config;
+use tokio_postgres::{Config, Connection, Socket};
 
-use super::{StoreError, tls::Tls};
+use super::{
+    StoreError,
+    tls::{Stream, Tls},
+};
 
 /// How long a request waits for a free connection, and a connection for the server.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -21,6 +24,8 @@ const SERVER_LIMITS: &str = "-c statement_timeout=30s -c lock_timeout=15s -c idl
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
+    /// How a connection beside the pool is made.
+    direct: Arc<(Config, Tls)>,
 }
 
 impl Store {
@@ -41,6 +46,7 @@ impl Store {
         let given = config.get_options().unwrap_or_default().to_owned();
         // What the URL says comes last and wins.
         config.options(format!("{SERVER_LIMITS} {given}")).application_name("gemba-cloud").connect_timeout(CONNECT_MAX);
+        let direct = Arc::new((config.clone(), tls.clone()));
         let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager)
             .max_size(connections_max)
@@ -49,7 +55,7 @@ impl Store {
             .recycle_timeout(Some(CONNECT_MAX))
             .runtime(Runtime::Tokio1)
             .build()?;
-        Ok(Self { pool })
+        Ok(Self { pool, direct })
     }
 
     /// A connection, for as long as it is held.
@@ -60,6 +66,18 @@ impl Store {
         Ok(self.pool.get().await?)
     }
 
+    /// A connection beside the pool, for what is heard and not asked. The caller drives it.
+    ///
+    /// # Errors
+    /// If it cannot be made in time.
+    pub(super) async fn connect(&self) -> Result<(tokio_postgres::Client, Connection<Socket, Stream>), StoreError> {
+        let (config, tls) = &*self.direct;
+        match tokio::time::timeout(CONNECT_MAX, config.connect(tls.clone())).await {
+            Ok(connected) => Ok(connected?),
+            Err(late) => Err(StoreError::Unavailable(Box::new(late))),
+        }
+    }
+
     /// Whether the database answers.
     ///
     /// # Errors
@@ -68,11 +86,11 @@ impl Store {
         Ok(self.client().await?.check_connection().await?)
     }
 
-    /// Connections in use, and the most there may be.
+    /// Connections in use, requests that wait for one, and the most connections there may be.
     #[must_use]
-    pub fn connections(&self) -> (usize, usize) {
+    pub fn connections(&self) -> (usize, usize, usize) {
         let status = self.pool.status();
-        (status.size.saturating_sub(status.available), status.max_size)
+        (status.size.saturating_sub(status.available), status.waiting, status.max_size)
     }
 
     /// Ends the pool; every later request fails.

@@ -27,6 +27,12 @@ use tokio_postgres::{
 #[derive(Clone)]
 pub(super) struct Tls(Option<Arc<ClientConfig>>);
 
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tls").field(&self.0.is_some()).finish()
+    }
+}
+
 impl Tls {
     /// What `config` asks for; whom it believes is `trust`. Where it asks for nothing, nothing is tried.
     ///

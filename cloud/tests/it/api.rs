@@ -20,14 +20,14 @@ mod stream;
 mod tickets;
 mod trends;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use ed25519_dalek::SigningKey;
 use gemba_cloud::{
     api::{self, ApiState, Parts, tickets::files::Limits},
     clock,
-    live::{CHANGES_MAX, Change, Changes, hub},
+    live::{CHANGES_MAX, Change, Changes, Elsewhere, hub},
     notifications::address::Policy,
     store::{Store, users},
     users::{
@@ -155,7 +155,14 @@ impl Server {
         let changes = Changes::new(CHANGES_MAX);
         let stop = CancellationToken::new();
         let hub = hub::Hub::new(store.clone(), feed.clone(), clock::now, Patience::default());
-        tokio::spawn(hub.run(changes.subscribe(), stop.clone()));
+        // Nobody else uses the database.
+        let elsewhere = Elsewhere::new(1);
+        let heard = elsewhere.subscribe();
+        let (changed, cancel) = (changes.subscribe(), stop.clone());
+        tokio::spawn(async move {
+            let _elsewhere = elsewhere;
+            hub.run(changed, heard, cancel).await;
+        });
         let parts = Parts {
             store: store.clone(),
             clock: clock::now,
@@ -165,7 +172,9 @@ impl Server {
             url: "http://gemba.test/".to_owned(),
             requests_per_s,
             carbon_g_per_kwh: 500.0,
-            metrics: Box::new(|| "# EOF\n".to_owned()),
+            metrics: Arc::default(),
+            intake_waiting: Box::new(|| 0),
+            ending: stop.clone(),
             mail: true,
             webhook_policy: Policy { private: true, own_ports: vec![1] },
             attachments: Limits { bytes_max: 1_000_000, count_max: 3 },

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -28,14 +29,30 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct Daemon {
     child: Child,
     pub(crate) http: SocketAddr,
-    mqtt: SocketAddr,
+    pub(crate) mqtt: SocketAddr,
+    /// Its lines.
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Daemon {
+    /// A test that failed leaves nothing behind.
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
 }
 
 impl Daemon {
     pub(crate) fn start(config: &Path) -> Self {
+        Self::start_with(config, &[])
+    }
+
+    /// With these in its environment.
+    pub(crate) fn start_with(config: &Path, environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_gemba-cloud"))
             .args(["serve", "--log", "json", "--config"])
             .arg(config)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("it starts");
@@ -44,17 +61,25 @@ impl Daemon {
         let ready = loop {
             let line = lines.next().unwrap_or_else(|| panic!("it ended:\n{seen}")).expect("text");
             seen += &line;
+            seen += "\n";
             let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if entry["fields"]["message"] == "ready" {
                 break entry["fields"].clone();
             }
         };
         // Somebody must read on, or the daemon would wait for its log.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        let log = Arc::new(Mutex::new(seen.lines().map(str::to_owned).collect::<Vec<_>>()));
+        let kept = Arc::clone(&log);
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line)));
         let address = |text: &serde_json::Value| {
             text.as_str().expect("an address").trim_matches(['[', ']']).parse().expect("an address")
         };
-        Self { http: address(&ready["http"]), mqtt: address(&ready["mqtt"]), child }
+        Self { http: address(&ready["http"]), mqtt: address(&ready["mqtt"]), child, log }
+    }
+
+    /// What it said so far, a line each.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
     }
 
     pub(crate) fn kill(mut self) {
@@ -62,13 +87,22 @@ impl Daemon {
         self.child.wait().expect("it ends");
     }
 
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn terminate(&self) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    }
+
+    /// Whether it ended, and well.
+    pub(crate) fn ended(&mut self) -> Option<bool> {
+        self.child.try_wait().expect("it is ours").map(|status| status.success())
+    }
+
+    pub(crate) fn stop(mut self) {
+        self.terminate();
         assert!(self.child.wait().expect("it ends").success());
     }
 
-    fn enrol(&self, token: &Token, key: &SigningKey) -> Result<Enrolled, u16> {
+    pub(crate) fn enrol(&self, token: &Token, key: &SigningKey) -> Result<Enrolled, u16> {
         let request = Request::new(&token.secret, key);
         match ureq::post(format!("http://{}{PATH}", self.http)).send_json(&request) {
             Ok(mut response) => {
@@ -81,7 +115,7 @@ impl Daemon {
     }
 }
 
-fn cli(config: &Path, arguments: &[&str]) -> String {
+pub(crate) fn cli(config: &Path, arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_gemba-cloud"))
         .args(arguments)
         .arg("--config")
@@ -93,7 +127,7 @@ fn cli(config: &Path, arguments: &[&str]) -> String {
     text.trim_end().lines().last().unwrap_or_default().to_owned()
 }
 
-fn connect(enrolled: &Enrolled, password: &str) -> (AsyncClient, EventLoop) {
+pub(crate) fn connect(enrolled: &Enrolled, password: &str) -> (AsyncClient, EventLoop) {
     let (host, port) = enrolled.mqtt.url.strip_prefix("mqtts://").and_then(|url| url.split_once(':')).expect("a URL");
     let mut options = MqttOptions::new("edge", host, port.parse().expect("a port"));
     let authority = Pem::text(enrolled.mqtt.ca_pem.as_deref().expect("an authority"), "enrolment");

@@ -420,6 +420,15 @@ async fn a_step_of_packing_waits_for_nobody() {
 
 /// Rollups of all rows in `summaries`, for tests that write rows by hand.
 pub(crate) async fn make_rollups(store: &Store) {
+    let found = make_hours_and_days(store).await;
+    let mut client = store.client().await.unwrap();
+    let transaction = client.transaction().await.unwrap();
+    energy::add(&transaction, &profile::gather(&found)).await.unwrap();
+    transaction.commit().await.unwrap();
+}
+
+/// As [`make_rollups`], in a database that knows nothing else yet; the rows.
+pub(crate) async fn make_hours_and_days(store: &Store) -> Vec<SummaryRow> {
     let mut client = store.client().await.unwrap();
     let found = client.query(&format!("SELECT {COLUMNS} FROM summaries"), &[]).await.unwrap();
     let found: Vec<SummaryRow> = found.iter().map(|row| summaries::read(row).unwrap()).collect();
@@ -428,6 +437,6 @@ pub(crate) async fn make_rollups(store: &Store) {
     for level in [Level::Hour, Level::Day] {
         rollups::write(&transaction, level, &gather(&found, level)).await.unwrap();
     }
-    energy::add(&transaction, &profile::gather(&found)).await.unwrap();
     transaction.commit().await.unwrap();
+    found
 }

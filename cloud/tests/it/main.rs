@@ -19,5 +19,6 @@ mod plant;
 mod promise;
 mod receivers;
 mod rules;
+mod running;
 mod schema;
 mod tls;
