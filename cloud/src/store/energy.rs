@@ -65,7 +65,7 @@ pub struct Days<'a> {
     pub from: Timestamp,
     pub to: Timestamp,
     pub site: Option<Uuid>,
-    /// Shown machines; none for all.
+    /// Shown machines; none for all that are not ignored.
     pub machines: Option<&'a [Uuid]>,
     /// The times in which machines ran are wanted too.
     pub running: bool,
@@ -84,10 +84,12 @@ pub async fn each_day(
     let running = if days.running { "running_ms" } else { "'{}'::int4[]" };
     // Machine by machine along the key, as in `machines`.
     let select = format!(
-        "SELECT coalesce(m.merged_into, m.id), d.* FROM machines m CROSS JOIN LATERAL (
+        "SELECT shown.id, d.* FROM machines m JOIN machines shown ON shown.id = coalesce(m.merged_into, m.id)
+         CROSS JOIN LATERAL (
              SELECT start, wh, measured_ms, {running} FROM energy_days
              WHERE machine_key = m.key AND start >= $1 AND start < $2 OFFSET 0) AS d
-         WHERE ($3::uuid IS NULL OR m.site_id = $3) AND ($4::uuid[] IS NULL OR coalesce(m.merged_into, m.id) = ANY($4))"
+         WHERE ($3::uuid IS NULL OR m.site_id = $3)
+           AND CASE WHEN $4::uuid[] IS NULL THEN NOT shown.ignored ELSE shown.id = ANY($4) END"
     );
     let select = transaction.prepare_cached(&select).await?;
     let from = floor(days.from, DAY_MS);

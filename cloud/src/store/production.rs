@@ -37,7 +37,7 @@ pub enum Named {
     BadUnit(BadUnit),
 }
 
-/// The production sensors of these machines (or of all that the site shows); those whose sensor says nothing of it any more are left
+/// The production sensors of this machine (or of all of the site that are not ignored); those whose sensor says nothing of it any more are left
 /// out.
 ///
 /// # Errors
@@ -53,7 +53,8 @@ pub async fn sensors(
                  SELECT s.unit FROM machines q JOIN sensors s ON s.machine_id = q.id
                  WHERE (q.id = m.id OR q.merged_into = m.id) AND s.name = p.sensor ORDER BY q.id <> m.id, q.id LIMIT 1)
              FROM machine_production p JOIN machines m ON m.id = p.machine_id
-             WHERE ($1::uuid IS NULL OR m.site_id = $1) AND ($2::uuid IS NULL OR m.id = $2) AND m.merged_into IS NULL
+             WHERE ($1::uuid IS NULL OR m.site_id = $1) AND CASE WHEN $2::uuid IS NULL THEN NOT m.ignored ELSE m.id = $2 END
+               AND m.merged_into IS NULL
              ORDER BY m.id",
         )
         .await?;

@@ -121,7 +121,9 @@ async fn failures(
                         coalesce(i.opened_at, t.created_at) AS at,
                         t.failure_mode IS NOT NULL OR coalesce(t.alarm_correct, '') = 'yes' AS failed
                  FROM tickets t LEFT JOIN machines m ON m.id = t.machine_id LEFT JOIN incidents i ON i.id = t.incident_id
-                 WHERE t.kind = 'corrective' AND t.state <> 'cancelled' AND t.created_at >= $1
+                 LEFT JOIN machines shown ON shown.id = coalesce(m.merged_into, m.id)
+                 -- Whose hours do not count, its failures do not either.
+                 WHERE t.kind = 'corrective' AND t.state <> 'cancelled' AND t.created_at >= $1 AND shown.ignored IS NOT TRUE
              ) AS f
              CROSS JOIN LATERAL (
                  SELECT sum(extract(epoch FROM ended - at)) FILTER (WHERE to_state = 'in_progress') AS worked

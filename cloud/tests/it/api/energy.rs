@@ -357,8 +357,14 @@ async fn production_is_of_all_counters_and_of_the_parts_of_a_machine() {
     };
     server.hours(press_key, 0, &counter(0, 40 * 24, true)).await;
     server.hours(saw_key, 0, &counter(0, 24 * 24, false)).await;
+    // What is ignored is no part of the site.
+    let (ignored, ignored_key) = server.machine(gateway, "old", &["count"]).await;
+    server
+        .sql(&format!("UPDATE sensors SET unit = '1'; UPDATE machines SET ignored = true WHERE id = '{ignored}'"))
+        .await;
+    server.hours(ignored_key, 0, &counter(0, 40 * 24, true)).await;
     make_rollups(&server.store).await;
-    for machine in [press, saw] {
+    for machine in [press, saw, ignored] {
         let path = format!("/api/v1/machines/{machine}/production");
         assert_eq!(server.call("PUT", &path, Some(&token), Some(json!({"sensor": "count"}))).await.status, 200);
     }
@@ -374,6 +380,7 @@ async fn production_is_of_all_counters_and_of_the_parts_of_a_machine() {
     let baseline = fit(json!({"site": SITE})).await;
     let model = &baseline["model"];
     assert!(near(&model["intercept_kwh"], 24.0) && near(&model["slope_kwh"], 0.1), "{model}");
+    assert_eq!(baseline["machines"], json!([press]));
     let savings = format!("/api/v1/energy/baselines/{}/savings", baseline["id"].as_str().unwrap());
     let before = server.get(&format!("{savings}?from=2026-01-10&to=2026-01-20"), &token).await;
     assert_eq!(before["days"], 10);

@@ -204,6 +204,24 @@ async fn a_failure_is_when_its_incident_opened_and_parts_are_one_machine() {
     );
 }
 
+/// A machine that is ignored lowers nothing of its site: neither its hours nor its failures count. What was spent on it was spent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_ignored_counts_nowhere() {
+    let plant = Plant::new().await;
+    plant.minutes(hour_ago(40), 600, 3).await;
+    make_rollups(&plant.server.store).await;
+    let gateway = plant.server.gateway("south").await;
+    let (ignored, _) = plant.server.machine(gateway, "old", &["flow"]).await;
+    plant.server.sql(&format!("UPDATE machines SET ignored = true WHERE id = '{ignored}'")).await;
+    let steps = [(0, "open"), (1, "assigned"), (60, "in_progress"), (120, "done"), (130, "closed")];
+    plant.ticket(Some(plant.machine), "corrective", hour_ago(30), "failure_mode = 'BRD'", &steps).await;
+    let of_old = plant.ticket(Some(ignored), "corrective", hour_ago(30), "failure_mode = 'BRD'", &steps).await;
+    plant.cost(of_old, hour_ago(30), 700).await;
+    let site = &plant.read("&by=site").await["items"][0];
+    assert_eq!((&site["failures"], &site["mtbf_h"]), (&json!(1), &json!(10.0)), "{site}");
+    assert_eq!(site["costs"][0]["total_minor"], 700);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_wrongly_is_refused() {
     let plant = Plant::new().await;
