@@ -12,6 +12,7 @@ use super::{
     ApiState,
     access::Caller,
     alarms::COMMENT_CHARS_MAX,
+    etag::{IfMatch, Tagged},
     extract::{Body, Items, Params, Path, written},
     problem::ApiError,
 };
@@ -23,7 +24,7 @@ use crate::{
         audit,
         incidents::{Recipient, notice},
         incidents_read::{self, After, Assigned, Filter, Locked, Order},
-        scoped, tickets,
+        scoped, sites, tickets,
     },
     users::Role,
     views::{Incident, IncidentDetail, Severity, word},
@@ -266,21 +267,26 @@ async fn detail(transaction: &Transaction<'_>, id: Uuid, now: Timestamp) -> Resu
 
 /// After how long an incident that nobody takes goes to whom.
 #[utoipa::path(get, path = "/escalation", tag = "incidents", responses((status = 200, body = Escalation)))]
-pub async fn escalation(State(state): State<ApiState>, caller: Caller) -> Result<Json<Escalation>, ApiError> {
+pub async fn escalation(State(state): State<ApiState>, caller: Caller) -> Result<Tagged<Escalation>, ApiError> {
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let own = incidents_read::policy(&transaction, caller.user.organisation).await?;
-    Ok(Json(Escalation { steps: own.unwrap_or_else(|| ESCALATION_DEFAULT.to_vec()) }))
+    Ok(Tagged::new(in_force(incidents_read::policy(&transaction, caller.user.organisation).await?)))
+}
+
+fn in_force(own: Option<Vec<EscalationStep>>) -> Escalation {
+    Escalation { steps: own.unwrap_or_else(|| ESCALATION_DEFAULT.to_vec()) }
 }
 
 /// Say after how long an incident that nobody takes goes to whom.
-#[utoipa::path(put, path = "/escalation", tag = "incidents", request_body = Escalation,
-    responses((status = 200, body = Escalation)))]
+#[utoipa::path(put, path = "/escalation", tag = "incidents", params(("If-Match" = Option<String>, Header)),
+    request_body = Escalation,
+    responses((status = 200, body = Escalation), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn set_escalation(
     State(state): State<ApiState>,
     caller: Caller,
+    if_match: IfMatch,
     Body(body): Body<Escalation>,
-) -> Result<Json<Escalation>, ApiError> {
+) -> Result<Tagged<Escalation>, ApiError> {
     let steps = &body.steps;
     if steps.len() > ESCALATION_STEPS_MAX {
         return Err(ApiError::field("steps", format_args!("are at most {ESCALATION_STEPS_MAX}")));
@@ -297,7 +303,10 @@ pub async fn set_escalation(
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let organisation = caller.user.organisation;
+    // The lock keeps two from changing it at once.
+    sites::organisation(&transaction, organisation, true).await?;
     let before = incidents_read::policy(&transaction, organisation).await?;
+    if_match.check(&in_force(before.clone()))?;
     incidents_read::set_policy(&transaction, organisation, steps).await?;
     let own = incidents_read::policy(&transaction, organisation).await?;
     let change = audit::Change {
@@ -311,5 +320,5 @@ pub async fn set_escalation(
     audit::write(&transaction, &caller.by(), &change, state.now()).await?;
     transaction.commit().await?;
     tracing::info!(?steps, user = caller.user.name, "escalation set");
-    Ok(Json(Escalation { steps: own.unwrap_or_else(|| ESCALATION_DEFAULT.to_vec()) }))
+    Ok(Tagged::new(in_force(own)))
 }

@@ -122,7 +122,7 @@ pub async fn one(
 
 /// Rename a machine, ignore it, say where it stands, or how critical it is.
 #[utoipa::path(patch, path = "/machines/{id}", tag = "machines", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = MachineLabels,
-    responses((status = 200, body = MachineDetail), (status = 404)))]
+    responses((status = 200, body = MachineDetail), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn label(
     State(state): State<ApiState>,
     caller: Caller,
@@ -154,7 +154,8 @@ pub async fn label(
 #[utoipa::path(patch, path = "/machines/{id}/sensors/{name}", tag = "machines",
     params(("id" = Uuid, Path), ("name" = String, Path, description = "The sensor's id on its gateway."),
         ("If-Match" = Option<String>, Header)),
-    request_body = LabelsBody, responses((status = 200, body = MachineDetail), (status = 404)))]
+    request_body = LabelsBody,
+    responses((status = 200, body = MachineDetail), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn label_sensor(
     State(state): State<ApiState>,
     caller: Caller,
@@ -184,7 +185,8 @@ pub async fn label_sensor(
 ///
 /// Its rows stay its own, so that this can be undone with `null`.
 #[utoipa::path(post, path = "/machines/{id}/merge", tag = "machines", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = Merge,
-    responses((status = 200, body = MachineDetail), (status = 404), (status = 409, description = "`not_mergeable`")))]
+    responses((status = 200, body = MachineDetail), (status = 404), (status = 409, description = "`not_mergeable`"),
+        (status = 412, description = "`changed_meanwhile`")))]
 pub async fn merge(
     State(state): State<ApiState>,
     caller: Caller,

@@ -117,7 +117,8 @@ pub async fn get(State(state): State<ApiState>, caller: Caller) -> Result<Tagged
 }
 
 /// Choose what you are told of; all of it at once.
-#[utoipa::path(put, path = "/me/notifications", tag = "notifications", request_body = NotificationChoice,
+#[utoipa::path(put, path = "/me/notifications", tag = "notifications", params(("If-Match" = Option<String>, Header)),
+    request_body = NotificationChoice,
     responses((status = 200, body = NotificationSettings), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn put(
     State(state): State<ApiState>,

@@ -1,6 +1,11 @@
 //! Rules that need no model: a limit, a rate of change, no data.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
 use deadpool_postgres::Transaction;
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
@@ -11,6 +16,7 @@ use uuid::Uuid;
 use super::{
     ApiState,
     access::Caller,
+    etag::{self, IfMatch, Tagged},
     extract::{Body, Items, Params, Path, written},
     problem::{ApiError, FieldError},
 };
@@ -146,41 +152,46 @@ pub async fn time_zone(
     State(state): State<ApiState>,
     caller: Caller,
     Path(site): Path<Uuid>,
-) -> Result<Json<SiteTimeZone>, ApiError> {
+) -> Result<Tagged<SiteTimeZone>, ApiError> {
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let time_zone = rules_edit::time_zone(&transaction, site).await?.ok_or_else(|| ApiError::not_found("site"))?;
-    Ok(Json(SiteTimeZone { time_zone }))
+    let time_zone = rules_edit::time_zone(&transaction, site, false).await?;
+    let time_zone = time_zone.ok_or_else(|| ApiError::not_found("site"))?;
+    Ok(Tagged::new(SiteTimeZone { time_zone }))
 }
 
 /// Say by whose clocks a site's schedules go.
-#[utoipa::path(put, path = "/sites/{id}/time-zone", tag = "alarms", params(("id" = Uuid, Path)),
-    request_body = SiteTimeZone, responses((status = 200, body = SiteTimeZone), (status = 404)))]
+#[utoipa::path(put, path = "/sites/{id}/time-zone", tag = "alarms",
+    params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = SiteTimeZone,
+    responses((status = 200, body = SiteTimeZone), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn set_time_zone(
     State(state): State<ApiState>,
     caller: Caller,
     Path(site): Path<Uuid>,
+    if_match: IfMatch,
     Body(body): Body<SiteTimeZone>,
-) -> Result<Json<SiteTimeZone>, ApiError> {
+) -> Result<Tagged<SiteTimeZone>, ApiError> {
     let known = body.time_zone.len() <= TIME_ZONE_BYTES_MAX && TimeZone::get(&body.time_zone).is_ok();
     if !known {
         return Err(ApiError::field("time_zone", "is no name of the time zone database, like Europe/Berlin"));
     }
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let before = rules_edit::time_zone(&transaction, site).await?.ok_or_else(|| ApiError::not_found("site"))?;
+    let before = rules_edit::time_zone(&transaction, site, true).await?;
+    let before = SiteTimeZone { time_zone: before.ok_or_else(|| ApiError::not_found("site"))? };
+    if_match.check(&before)?;
     rules_edit::set_time_zone(&transaction, site, &body.time_zone).await?;
     let change = audit::Change {
         action: "site.time_zone",
         object: "site",
         id: &site.to_string(),
         site: Some(site),
-        before: json!({"time_zone": before}),
-        after: json!({"time_zone": body.time_zone}),
+        before: json!(before),
+        after: json!(body),
     };
     audit::write(&transaction, &caller.by(), &change, state.now()).await?;
     transaction.commit().await?;
-    Ok(Json(body))
+    Ok(Tagged::new(body))
 }
 
 /// Rules, the newest first.
@@ -209,10 +220,10 @@ pub async fn one(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
-) -> Result<Json<AlarmRule>, ApiError> {
+) -> Result<Tagged<AlarmRule>, ApiError> {
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    rules_edit::one(&transaction, id).await?.map(Json).ok_or_else(|| ApiError::not_found("rule"))
+    rules_edit::one(&transaction, id, false).await?.map(tagged).ok_or_else(missing)
 }
 
 /// Add a rule to a machine. It is judged from the next interval on.
@@ -222,68 +233,88 @@ pub async fn add(
     State(state): State<ApiState>,
     caller: Caller,
     Body(body): Body<RuleBody>,
-) -> Result<(StatusCode, Json<AlarmRule>), ApiError> {
+) -> Result<Response, ApiError> {
     let machine = body.machine;
     let new = body.check()?;
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let id = done(rules_edit::add(&transaction, machine, &new, caller.user.id, state.now()).await?)?;
-    let rule = rules_edit::one(&transaction, id).await?.ok_or_else(|| ApiError::not_found("rule"))?;
+    let rule = rules_edit::one(&transaction, id, false).await?.ok_or_else(missing)?;
     audited(&transaction, &caller, "rule.add", None, Some(&rule), state.now()).await?;
     transaction.commit().await?;
     tracing::info!(rule = %id, %machine, user = caller.user.name, "alarm rule added");
-    Ok((StatusCode::CREATED, Json(rule)))
+    Ok((StatusCode::CREATED, tagged(rule)).into_response())
 }
 
 /// Write a rule anew. What it has raised returns, and delays that are under way begin again.
-#[utoipa::path(put, path = "/alarm-rules/{id}", tag = "alarms", params(("id" = Uuid, Path)), request_body = RuleBody,
-    responses((status = 200, body = AlarmRule), (status = 404)))]
+#[utoipa::path(put, path = "/alarm-rules/{id}", tag = "alarms", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)),
+    request_body = RuleBody,
+    responses((status = 200, body = AlarmRule), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn replace(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
+    if_match: IfMatch,
     Body(body): Body<RuleBody>,
-) -> Result<Json<AlarmRule>, ApiError> {
+) -> Result<Tagged<AlarmRule>, ApiError> {
     let machine = body.machine;
     let new = body.check()?;
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let known = rules_edit::one(&transaction, id).await?.ok_or_else(|| ApiError::not_found("rule"))?;
+    let known = rules_edit::one(&transaction, id, true).await?.ok_or_else(missing)?;
+    if_match.check(&editable(&known))?;
     if known.machine_id != machine {
         return Err(ApiError::field("machine", "stays what it was"));
     }
     let replaced = rules_edit::replace(&transaction, id, &new, state.now()).await?;
-    let (written, ended) = replaced.ok_or_else(|| ApiError::not_found("rule"))?;
+    let (written, ended) = replaced.ok_or_else(missing)?;
     done(written)?;
-    let rule = rules_edit::one(&transaction, id).await?.ok_or_else(|| ApiError::not_found("rule"))?;
+    let rule = rules_edit::one(&transaction, id, false).await?.ok_or_else(missing)?;
     audited(&transaction, &caller, "rule.change", Some(&known), Some(&rule), state.now()).await?;
     transaction.commit().await?;
     tracing::info!(rule = %id, user = caller.user.name, "alarm rule changed");
     if let Some(alarm) = ended {
         state.tell(Change::Alarm(alarm));
     }
-    Ok(Json(rule))
+    Ok(tagged(rule))
 }
 
 /// Take a rule away. What it has raised returns.
-#[utoipa::path(delete, path = "/alarm-rules/{id}", tag = "alarms", params(("id" = Uuid, Path)),
-    responses((status = 204), (status = 404)))]
+#[utoipa::path(delete, path = "/alarm-rules/{id}", tag = "alarms", params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)),
+    responses((status = 204), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn remove(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
+    if_match: IfMatch,
 ) -> Result<StatusCode, ApiError> {
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let known = rules_edit::one(&transaction, id).await?.ok_or_else(|| ApiError::not_found("rule"))?;
+    let known = rules_edit::one(&transaction, id, true).await?.ok_or_else(missing)?;
+    if_match.check(&editable(&known))?;
     audited(&transaction, &caller, "rule.remove", Some(&known), None, state.now()).await?;
-    let ended = rules_edit::remove(&transaction, id, state.now()).await?.ok_or_else(|| ApiError::not_found("rule"))?;
+    let ended = rules_edit::remove(&transaction, id, state.now()).await?.ok_or_else(missing)?;
     transaction.commit().await?;
     tracing::info!(rule = %id, user = caller.user.name, "alarm rule taken away");
     if let Some(alarm) = ended {
         state.tell(Change::Alarm(alarm));
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a change is of: where a rule stands changes by itself.
+fn editable(rule: &AlarmRule) -> impl Serialize + use<'_> {
+    let judged = (rule.kind, rule.figure, rule.threshold, rule.dead_band, rule.on_delay_s, rule.off_delay_s);
+    (&rule.name, &rule.sensor, judged, rule.severity, rule.schedule, rule.only_running, rule.enabled)
+}
+
+fn tagged(rule: AlarmRule) -> Tagged<AlarmRule> {
+    let tag = etag::of(&editable(&rule));
+    Tagged::with(rule, tag)
+}
+
+fn missing() -> ApiError {
+    ApiError::not_found("rule")
 }
 
 async fn audited(

@@ -153,7 +153,8 @@ pub async fn one(
 }
 
 /// Change a webhook, or switch it off or on.
-#[utoipa::path(patch, path = "/webhooks/{id}", tag = "notifications", params(("id" = Uuid, Path)),
+#[utoipa::path(patch, path = "/webhooks/{id}", tag = "notifications",
+    params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)),
     request_body = WebhookChange,
     responses((status = 200, body = Webhook), (status = 404), (status = 409, description = "`name_taken`"),
         (status = 412, description = "`changed_meanwhile`")))]
@@ -185,16 +186,19 @@ pub async fn change(
 }
 
 /// Delete a webhook. What was delivered to it can still be looked at.
-#[utoipa::path(delete, path = "/webhooks/{id}", tag = "notifications", params(("id" = Uuid, Path)),
-    responses((status = 204), (status = 404)))]
+#[utoipa::path(delete, path = "/webhooks/{id}", tag = "notifications",
+    params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)),
+    responses((status = 204), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<Uuid>,
+    if_match: IfMatch,
 ) -> Result<StatusCode, ApiError> {
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let known = webhooks::one(&transaction, id, true).await?.ok_or_else(missing)?;
+    if_match.check(&known)?;
     webhooks::delete(&transaction, &known, &caller.by(), state.now()).await?;
     transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)

@@ -246,7 +246,7 @@ pub async fn terms(
 /// # Errors
 /// If the database is away.
 pub async fn zone_of(transaction: &Transaction<'_>, site: Uuid) -> Result<Option<TimeZone>, StoreError> {
-    Ok(rules_edit::time_zone(transaction, site).await?.as_deref().map(zone))
+    Ok(rules_edit::time_zone(transaction, site, false).await?.as_deref().map(zone))
 }
 
 /// A zone that this program's tables do not know is read as UTC.

@@ -194,9 +194,11 @@ fn columns(schedule: Option<Schedule>) -> (Option<i16>, Option<i16>, Option<i16>
         .map_or((None, None, None), |schedule| (Some(schedule.days), Some(schedule.from_min), Some(schedule.to_min)))
 }
 
-/// The time zone of a site, by whose clocks schedules go; `None` if there is no such site.
-pub async fn time_zone(transaction: &Transaction<'_>, site: Uuid) -> Result<Option<String>, StoreError> {
-    let row = transaction.query_opt("SELECT time_zone FROM sites WHERE id = $1", &[&site]).await?;
+/// The time zone of a site, by whose clocks schedules go; `None` if there is no such site. With `lock` nobody else changes it until
+/// the transaction's end.
+pub async fn time_zone(transaction: &Transaction<'_>, site: Uuid, lock: bool) -> Result<Option<String>, StoreError> {
+    let lock = if lock { "FOR NO KEY UPDATE" } else { "" };
+    let row = transaction.query_opt(&format!("SELECT time_zone FROM sites WHERE id = $1 {lock}"), &[&site]).await?;
     Ok(row.map(|row| row.get(0)))
 }
 
@@ -238,8 +240,11 @@ pub async fn list(
     rows.iter().map(shown).collect()
 }
 
-/// One of them.
-pub async fn one(transaction: &Transaction<'_>, id: Uuid) -> Result<Option<AlarmRule>, StoreError> {
+/// One of them. With `locked` nobody else changes it until the transaction's end.
+pub async fn one(transaction: &Transaction<'_>, id: Uuid, locked: bool) -> Result<Option<AlarmRule>, StoreError> {
+    if locked && lock(transaction, id).await?.is_none() {
+        return Ok(None);
+    }
     let select = transaction.prepare_cached(&format!("SELECT {COLUMNS}, {SELECT_SHOWN} WHERE r.id = $1")).await?;
     transaction.query_opt(&select, &[&id]).await?.as_ref().map(shown).transpose()
 }

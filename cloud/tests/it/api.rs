@@ -9,6 +9,7 @@ mod export;
 mod hostile;
 mod incidents;
 mod isolation;
+mod lost_updates;
 mod notifications;
 mod people;
 mod plans;

@@ -11,11 +11,15 @@ use futures_util::stream;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use uuid::Uuid;
 
-use super::super::{
-    ApiState,
-    access::Caller,
-    extract::{Params, Path},
-    problem::{ApiError, FieldError},
+use super::{
+    super::{
+        ApiState,
+        access::Caller,
+        etag::IfMatch,
+        extract::{Params, Path},
+        problem::{ApiError, FieldError},
+    },
+    locked,
 };
 use crate::{
     live::Change,
@@ -138,18 +142,20 @@ pub async fn read_file(
     Ok(response)
 }
 
-/// Throw a photo or a file away.
+/// Throw a photo or a file away. `If-Match` is of the ticket.
 #[utoipa::path(delete, path = "/tickets/{id}/attachments/{attachment}", tag = "tickets",
-    params(("id" = Uuid, Path), ("attachment" = Uuid, Path)), responses((status = 204), (status = 404)))]
+    params(("id" = Uuid, Path), ("attachment" = Uuid, Path), ("If-Match" = Option<String>, Header)),
+    responses((status = 204), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn remove(
     State(state): State<ApiState>,
     caller: Caller,
     Path((id, file)): Path<(Uuid, Uuid)>,
+    if_match: IfMatch,
 ) -> Result<StatusCode, ApiError> {
     let now = state.now();
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let ticket = read::lock(&transaction, id, now).await?.ok_or_else(|| ApiError::not_found("ticket"))?;
+    let ticket = locked(&transaction, id, &if_match, now).await?;
     if !files::remove(&transaction, &ticket, file, &caller.by(), now).await? {
         return Err(missing());
     }

@@ -13,11 +13,11 @@ use super::{
     super::{
         ApiState,
         access::Caller,
-        etag::Tagged,
+        etag::{IfMatch, Tagged},
         extract::{Body, Path, written},
         problem::{ApiError, FieldError},
     },
-    money, needed, reaches, shown, unfinished,
+    locked, money, needed, reaches, shown, unfinished,
 };
 use crate::{
     live::Change,
@@ -127,20 +127,22 @@ pub async fn add_item(
     Ok((StatusCode::CREATED, answer).into_response())
 }
 
-/// Tick an item of the checklist off, or take that back.
-#[utoipa::path(put, path = "/tickets/{id}/items/{item}", tag = "tickets", params(("id" = Uuid, Path), ("item" = Uuid, Path)),
-    request_body = TicketTick,
-    responses((status = 200, body = TicketDetail), (status = 404), (status = 409, description = "`closed`")))]
+/// Tick an item of the checklist off, or take that back. `If-Match` is of the ticket.
+#[utoipa::path(put, path = "/tickets/{id}/items/{item}", tag = "tickets",
+    params(("id" = Uuid, Path), ("item" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = TicketTick,
+    responses((status = 200, body = TicketDetail), (status = 404), (status = 409, description = "`closed`"),
+        (status = 412, description = "`changed_meanwhile`")))]
 pub async fn tick(
     State(state): State<ApiState>,
     caller: Caller,
     Path((id, item)): Path<(Uuid, Uuid)>,
+    if_match: IfMatch,
     Body(body): Body<TicketTick>,
 ) -> Result<Tagged<TicketDetail>, ApiError> {
     let now = state.now();
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let ticket = read::lock(&transaction, id, now).await?.ok_or_else(missing)?;
+    let ticket = locked(&transaction, id, &if_match, now).await?;
     unfinished(&ticket)?;
     if !work::tick(&transaction, &ticket, item, body.done, caller.user.id, &caller.by(), now).await? {
         return Err(ApiError::not_found("item"));
@@ -151,18 +153,21 @@ pub async fn tick(
     Ok(answer)
 }
 
-/// Take an item off the checklist.
-#[utoipa::path(delete, path = "/tickets/{id}/items/{item}", tag = "tickets", params(("id" = Uuid, Path), ("item" = Uuid, Path)),
-    responses((status = 204), (status = 404), (status = 409, description = "`closed`")))]
+/// Take an item off the checklist. `If-Match` is of the ticket.
+#[utoipa::path(delete, path = "/tickets/{id}/items/{item}", tag = "tickets",
+    params(("id" = Uuid, Path), ("item" = Uuid, Path), ("If-Match" = Option<String>, Header)),
+    responses((status = 204), (status = 404), (status = 409, description = "`closed`"),
+        (status = 412, description = "`changed_meanwhile`")))]
 pub async fn remove_item(
     State(state): State<ApiState>,
     caller: Caller,
     Path((id, item)): Path<(Uuid, Uuid)>,
+    if_match: IfMatch,
 ) -> Result<StatusCode, ApiError> {
     let now = state.now();
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let ticket = read::lock(&transaction, id, now).await?.ok_or_else(missing)?;
+    let ticket = locked(&transaction, id, &if_match, now).await?;
     unfinished(&ticket)?;
     if !work::remove_item(&transaction, &ticket, item, &caller.by(), now).await? {
         return Err(ApiError::not_found("item"));
@@ -201,18 +206,20 @@ pub async fn add_cost(
     Ok((StatusCode::CREATED, answer).into_response())
 }
 
-/// Take a line of cost away that was wrong.
-#[utoipa::path(delete, path = "/tickets/{id}/costs/{cost}", tag = "tickets", params(("id" = Uuid, Path), ("cost" = Uuid, Path)),
-    responses((status = 204), (status = 404)))]
+/// Take a line of cost away that was wrong. `If-Match` is of the ticket.
+#[utoipa::path(delete, path = "/tickets/{id}/costs/{cost}", tag = "tickets",
+    params(("id" = Uuid, Path), ("cost" = Uuid, Path), ("If-Match" = Option<String>, Header)),
+    responses((status = 204), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn remove_cost(
     State(state): State<ApiState>,
     caller: Caller,
     Path((id, cost)): Path<(Uuid, Uuid)>,
+    if_match: IfMatch,
 ) -> Result<StatusCode, ApiError> {
     let now = state.now();
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let ticket = read::lock(&transaction, id, now).await?.ok_or_else(missing)?;
+    let ticket = locked(&transaction, id, &if_match, now).await?;
     if !work::remove_cost(&transaction, &ticket, cost, &caller.by(), now).await? {
         return Err(ApiError::not_found("line of cost"));
     }

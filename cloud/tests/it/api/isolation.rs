@@ -352,7 +352,7 @@ async fn an_object_out_of_reach_is_404_and_one_out_of_power_403() {
     }
 }
 
-fn concrete(path: &str, object: Object, plant: &Plant) -> String {
+pub(super) fn concrete(path: &str, object: Object, plant: &Plant) -> String {
     let id = match object {
         Object::Site => plant.site,
         Object::Gateway => plant.gateway,
