@@ -34,6 +34,7 @@ pub mod production;
 pub mod quality;
 pub mod reliability;
 pub mod requests;
+pub mod retention;
 pub mod rules;
 pub mod series;
 pub mod session;
@@ -286,6 +287,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(users::link))
         .routes(routes!(sites::organisation, sites::rename_organisation))
         .routes(routes!(sites::cost_basis, sites::set_cost_basis))
+        .routes(routes!(retention::get, retention::put))
         .routes(routes!(sites::list, sites::create))
         .routes(routes!(sites::one, sites::rename))
         .routes(routes!(areas::list, areas::create))

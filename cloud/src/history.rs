@@ -9,6 +9,8 @@ use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 pub mod block;
 pub mod rollup;
 
+/// How long an organisation may keep intervals and hours, days.
+pub const KEPT_DAYS: std::ops::RangeInclusive<i32> = 1..=3_660;
 pub const HOUR_MS: i64 = 3_600_000;
 pub const DAY_MS: i64 = 24 * HOUR_MS;
 /// Intervals are packed by such stretches of a day: a block has intervals of one of them only.

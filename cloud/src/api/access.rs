@@ -71,6 +71,8 @@ pub const ROUTES: &[(Method, &str, Access)] = &[
     (Method::PATCH, "/api/v1/organisation", Access::Organisation(Role::Admin)),
     (Method::GET, "/api/v1/organisation/costs", Access::User),
     (Method::PUT, "/api/v1/organisation/costs", Access::Organisation(Role::Admin)),
+    (Method::GET, "/api/v1/retention", Access::Organisation(Role::Admin)),
+    (Method::PUT, "/api/v1/retention", Access::Organisation(Role::Admin)),
     (Method::GET, "/api/v1/users", Access::Organisation(Role::Admin)),
     (Method::POST, "/api/v1/users", Access::Organisation(Role::Admin)),
     (Method::GET, "/api/v1/users/{id}", Access::Organisation(Role::Admin)),

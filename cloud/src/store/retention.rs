@@ -1,22 +1,76 @@
-//! What is older than organisations keep it is dropped: intervals by days, hours by months. Days are kept for ever.
+//! How long organisations keep their past. What is older is dropped: intervals by days, hours by months. Days are kept for ever.
 //!
 //! Intervals that came late are kept for as long from their arrival. Where all organisations are done with a day, its
 //! partitions are dropped; where only some are, their rows are deleted.
 
 use deadpool_postgres::Transaction;
 use jiff::{Timestamp, civil::Date};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    audit::{self, By, Change},
     partitions::{self, Daily, month_partition},
 };
 use crate::history::midnight;
+
+/// How long an organisation keeps its past. Days, and energy by the hour, are kept for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// Of intervals, in days from the end of their day, or from when they came where that was later. 30, if nobody said otherwise.
+    #[schema(minimum = 1, maximum = 3_660)]
+    pub intervals_days: i32,
+    /// Of hours, in days; no shorter than intervals. 730, if nobody said otherwise.
+    #[schema(minimum = 1, maximum = 3_660)]
+    pub hours_days: i32,
+}
 
 /// What was dropped: days of intervals and months of hours, of everybody or of some organisations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dropped {
     pub days: usize,
     pub months: usize,
+}
+
+/// How long an organisation keeps its past.
+///
+/// # Errors
+/// If the database is away.
+pub async fn of(transaction: &Transaction<'_>, organisation: Uuid) -> Result<Retention, StoreError> {
+    let select = "SELECT intervals_kept_days, hours_kept_days FROM organisations WHERE id = $1";
+    let row = transaction.query_opt(select, &[&organisation]).await?.ok_or(StoreError::Missing("an organisation"))?;
+    Ok(Retention { intervals_days: row.try_get(0)?, hours_days: row.try_get(1)? })
+}
+
+/// Sets it.
+///
+/// # Errors
+/// If the database is away.
+pub async fn set(
+    transaction: &Transaction<'_>,
+    organisation: Uuid,
+    (before, after): (Retention, Retention),
+    by: &By,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if before == after {
+        return Ok(());
+    }
+    let update = "UPDATE organisations SET intervals_kept_days = $2, hours_kept_days = $3 WHERE id = $1";
+    transaction.execute(update, &[&organisation, &after.intervals_days, &after.hours_days]).await?;
+    let change = Change {
+        action: "organisation.retention",
+        object: "organisation",
+        id: &organisation.to_string(),
+        site: None,
+        before: json!(before),
+        after: json!(after),
+    };
+    audit::write(transaction, by, &change, now).await
 }
 
 impl Store {
@@ -43,7 +97,7 @@ impl Store {
             )
             .await?;
         for row in days {
-            let (day, all, some): (Date, bool, Vec<uuid::Uuid>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            let (day, all, some): (Date, bool, Vec<Uuid>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
             let mut client = self.client().await?;
             let transaction = client.transaction().await?;
             if all {
@@ -113,7 +167,7 @@ async fn drop_partition(transaction: &Transaction<'_>, table: &str, name: &str) 
     Ok(())
 }
 
-async fn delete_day(transaction: &Transaction<'_>, day: Date, organisations: &[uuid::Uuid]) -> Result<(), StoreError> {
+async fn delete_day(transaction: &Transaction<'_>, day: Date, organisations: &[Uuid]) -> Result<(), StoreError> {
     for of in Daily::ALL {
         let delete = format!(
             "DELETE FROM {} WHERE start >= $1 AND start < $2 AND machine_key IN (

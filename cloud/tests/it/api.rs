@@ -15,6 +15,7 @@ mod people;
 mod plans;
 mod plant;
 mod reliability;
+mod retention;
 mod rules;
 mod sessions;
 mod stream;

@@ -88,6 +88,7 @@ impl World {
             "/api/v1/organisation" | "/api/v1/sites/{id}" | "/api/v1/areas/{id}" | "/api/v1/energy/baselines/{id}" => {
                 json!({"name": name})
             }
+            "/api/v1/retention" => json!({"intervals_days": 30, "hours_days": 800 + n}),
             "/api/v1/organisation/costs" => json!({"currency": "EUR", "labour_rate_minor": n}),
             "/api/v1/users/{id}/grants" => {
                 json!({"grants": [{"site": null, "role": if even { "viewer" } else { "operator" }}]})
