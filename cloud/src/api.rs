@@ -40,6 +40,7 @@ pub mod series;
 pub mod session;
 pub mod sessions;
 pub mod sites;
+pub mod source;
 pub mod tickets;
 pub mod tariffs;
 pub mod together;
@@ -53,6 +54,7 @@ use std::{
 
 use axum::{Router, extract::DefaultBodyLimit, http::StatusCode, middleware};
 use ed25519_dalek::SigningKey;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -75,7 +77,6 @@ use crate::{
 };
 
 pub use document::openapi;
-pub use requests::RequestId;
 
 /// The largest body of a request.
 pub const BODY_BYTES_MAX: usize = 64 * 1_024;
@@ -142,6 +143,8 @@ pub struct Parts {
     pub carbon_g_per_kwh: f64,
     /// Of one user, key or address, on the average of ten seconds.
     pub requests_per_s: u32,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// How browsers reach the server: where links lead, and whether cookies are for HTTPS only.
     pub url: String,
     /// Whether e-mails are sent.
@@ -385,10 +388,8 @@ fn ticket_routes() -> OpenApiRouter<ApiState> {
 /// Serve it with `into_make_service_with_connect_info::<SocketAddr>()`: logins are slowed for each address.
 pub fn router(state: ApiState, more: Router) -> Router {
     let (routes, _) = routes().split_for_parts();
-    let known = routes
-        .with_state(state.clone())
-        .merge(more)
-        .route_layer(middleware::from_fn_with_state(state.clone(), access::gate));
+    let gate = middleware::from_fn_with_state(state.clone(), access::gate);
+    let known = routes.with_state(state.clone()).merge(more).route_layer(gate);
     known
         .route("/api", axum::routing::any(not_found))
         .route("/api/", axum::routing::any(not_found))

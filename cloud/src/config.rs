@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::IpNet;
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de};
 
@@ -69,6 +70,9 @@ pub struct Http {
     pub public_url: Option<String>,
     /// Requests of one user, API key, or (before the login) address, on the average of ten seconds.
     pub requests_per_s: u32,
+    /// Whose `X-Forwarded-For` is believed: networks or addresses of proxies.
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Http {
@@ -79,6 +83,7 @@ impl Default for Http {
             key_file: None,
             public_url: None,
             requests_per_s: 200,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -239,6 +244,23 @@ impl<'de> Deserialize<'de> for DatabaseUrl {
             de::Error::custom("this is no PostgreSQL URL: it should look like postgresql://user:password@host/database")
         })
     }
+}
+
+/// Networks (`10.0.0.0/8`) or single addresses.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let network = |text: &String| {
+        let net = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+        match net {
+            Some(net) if net.prefix_len() == 0 => {
+                Err(de::Error::custom(format!("{text:?} is everybody: anybody could say whose address they have")))
+            }
+            Some(net) => Ok(net),
+            None => Err(de::Error::custom(format!(
+                "{text:?} is no network or address: write it like \"10.0.0.0/8\" or \"10.0.0.7\""
+            ))),
+        }
+    };
+    Vec::<String>::deserialize(deserializer)?.iter().map(network).collect()
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SignedDuration, D::Error> {
@@ -457,6 +479,8 @@ mod tests {
         refused("data_dir = \"/x\"\nlisten = 1\n", 2, &["listen", "data_dir"]);
         refused("[http]\nlisten = \"here\"\n", 2, &["listen", "socket address"]);
         refused("[http]\nlisten = 8080\n", 2, &["listen"]);
+        refused("[http]\ntrusted_proxies = [\"10.0.0.0/99\"]\n", 2, &["trusted_proxies", "10.0.0.0/8"]);
+        refused("[http]\ntrusted_proxies = [\"::/0\"]\n", 2, &["trusted_proxies", "everybody"]);
         refused("[alarms]\noffline_after = \"45\"\n", 2, &["offline_after", "45s"]);
         refused("[alarms]\nlate_after = \"0s\"\n", 2, &["late_after", "1s"]);
         refused("\n[http]\ncertificate_file = \"c.pem\"\n", 3, &["http.certificate_file", "key_file"]);

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use gemba_mqtt::delivery::Delivery;
+use ipnet::IpNet;
 use jiff::SignedDuration;
 use sd_notify::NotifyState;
 use tokio::{
@@ -171,6 +172,7 @@ struct Daemon {
     offer: Offer,
     url: String,
     requests_per_s: u32,
+    trusted_proxies: Vec<IpNet>,
     attachments: api::tickets::files::Limits,
     carbon_g_per_kwh: f64,
     settings: intake::Settings,
@@ -194,6 +196,7 @@ impl Daemon {
             offer,
             url: config.http.url(),
             requests_per_s: config.http.requests_per_s,
+            trusted_proxies: config.http.trusted_proxies.clone(),
             attachments: api::tickets::files::Limits {
                 bytes_max: config.tickets.attachment_bytes_max,
                 count_max: config.tickets.attachments_max,
@@ -383,6 +386,7 @@ impl Daemon {
             feed,
             url: self.url.clone(),
             requests_per_s: self.requests_per_s,
+            trusted_proxies: self.trusted_proxies.clone(),
             carbon_g_per_kwh: self.carbon_g_per_kwh,
             metrics: Arc::clone(&self.metrics),
             intake_waiting: Box::new(move || {

@@ -1,6 +1,7 @@
 //! Who may do what: roles and where they hold, passwords, tokens and keys, and the slowing of login attempts. No I/O here.
 
 pub mod passwords;
+pub mod peers;
 pub mod rates;
 pub mod scope;
 pub mod secrets;

@@ -1,22 +1,24 @@
 //! Who may use which route: one table, and the gate that goes by it. What is not in the table is closed.
 
-use std::{
-    convert::Infallible,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::Instant,
-};
+use std::time::Instant;
 
 use axum::{
     RequestExt as _,
-    extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State},
-    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
+    extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{ApiState, RequestId, idempotency, problem::ApiError, tickets::files::UPLOAD, together};
+use super::{
+    ApiState, idempotency,
+    problem::ApiError,
+    source::{self, Source},
+    tickets::files::UPLOAD,
+    together,
+};
 use crate::{
     store::{
         self,
@@ -204,14 +206,6 @@ pub fn access(method: &Method, path: &str) -> Option<Access> {
     ROUTES.iter().find(|(known, at, _)| known == method && *at == path).map(|(_, _, access)| *access)
 }
 
-/// Where a request comes from.
-#[derive(Debug, Clone, Copy)]
-pub struct Source {
-    pub address: IpAddr,
-    /// What the answer says as `x-request-id`.
-    pub request: Uuid,
-}
-
 /// Who makes the request.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -262,24 +256,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Source {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(source(&parts.extensions))
-    }
-}
-
-fn source(extensions: &Extensions) -> Source {
-    let unknown = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    let address = extensions.get::<ConnectInfo<SocketAddr>>().map_or(unknown, |ConnectInfo(address)| address.ip());
-    let request = extensions.get::<RequestId>().map_or_else(Uuid::nil, |RequestId(id)| *id);
-    Source { address: address.to_canonical(), request }
-}
-
 /// Lets a request through to its route, or not.
 pub async fn gate(State(state): State<ApiState>, path: MatchedPath, mut request: Request, next: Next) -> Response {
-    let source = source(request.extensions());
+    let source = source::known(request.extensions());
     let Some(access) = access(request.method(), path.as_str()) else { return forbidden().into_response() };
     let shown = match (access, bearer(&request)) {
         (Access::Open, _) => None,

@@ -21,11 +21,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{
-    ApiState,
-    access::{self, Source},
-    problem::ApiError,
-};
+use super::{ApiState, access, problem::ApiError, source::Source};
 use crate::{live::hub, users::scope::Scope};
 
 pub const TOKEN_WITHIN: Duration = Duration::from_secs(5);

@@ -12,17 +12,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{ApiState, DEADLINE, UPLOAD_DEADLINE, problem::ApiError, tickets};
+use super::{ApiState, DEADLINE, UPLOAD_DEADLINE, problem::ApiError, source, tickets};
 use crate::metrics::{RequestEnd, Route};
-
-/// What the answer says as `x-request-id`, and the log.
-#[derive(Debug, Clone, Copy)]
-pub struct RequestId(pub Uuid);
 
 /// The outermost layer of the routes.
 pub async fn around(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     let id = Uuid::now_v7();
-    request.extensions_mut().insert(RequestId(id));
+    let source = source::find(&request, id, &state.0.parts.trusted_proxies);
+    request.extensions_mut().insert(source);
     let started = Instant::now();
     let method = request.method().clone();
     // The route, not the path: names and ids of a plant are not for every log.
@@ -47,7 +44,7 @@ pub async fn around(State(state): State<ApiState>, mut request: Request, next: N
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     let status = response.status().as_u16();
     let took = started.elapsed();
-    span.in_scope(|| tracing::debug!(status, ms = took.as_millis() as u64, "request"));
+    span.in_scope(|| tracing::debug!(address = %source.address, status, ms = took.as_millis() as u64, "request"));
     let method = known(&method);
     metrics.requests.get_or_create(&RequestEnd { method, route: route.clone(), status }).inc();
     metrics.request_seconds.get_or_create(&Route { method, route }).observe(took.as_secs_f64());

@@ -19,9 +19,10 @@ use uuid::Uuid;
 
 use super::{
     ApiState,
-    access::{self, Caller, Source},
+    access::{self, Caller},
     extract::Body,
     problem::{ApiError, FieldError},
+    source::Source,
 };
 use crate::{
     store::{

@@ -14,6 +14,7 @@ mod notifications;
 mod people;
 mod plans;
 mod plant;
+mod proxies;
 mod reliability;
 mod retention;
 mod rules;
@@ -152,6 +153,11 @@ impl Server {
     }
 
     pub(crate) async fn limited(store: Store, requests_per_s: u32) -> Self {
+        Self::behind(store, requests_per_s, &[]).await
+    }
+
+    /// Behind proxies that are trusted.
+    pub(crate) async fn behind(store: Store, requests_per_s: u32, proxies: &[&str]) -> Self {
         let key = SigningKey::from_bytes(&[3; 32]);
         let feed = hub::Feed::default();
         let changes = Changes::new(CHANGES_MAX);
@@ -173,6 +179,7 @@ impl Server {
             feed,
             url: "http://gemba.test/".to_owned(),
             requests_per_s,
+            trusted_proxies: proxies.iter().map(|proxy| proxy.parse().unwrap()).collect(),
             carbon_g_per_kwh: 500.0,
             metrics: Arc::default(),
             intake_waiting: Box::new(|| 0),
