@@ -2,7 +2,8 @@
 //!
 //! Handlers take a request apart and put an answer together; what is in it is decided elsewhere. Every route stands
 //! in the table of [`access`]; every error is a [`problem`]; a request has an id (`x-request-id`), a deadline
-//! ([`DEADLINE`]) and a body of at most [`BODY_BYTES_MAX`]; files of tickets may be larger, and take longer.
+//! ([`DEADLINE`]) and a body of at most [`BODY_BYTES_MAX`]; files of tickets may be larger, and take longer, and so may lists of
+//! carbon factors.
 
 pub mod access;
 pub mod alarms;
@@ -58,7 +59,10 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt as _},
+    routes,
+};
 use uuid::Uuid;
 
 use self::{problem::ApiError, together::Together};
@@ -358,6 +362,7 @@ fn energy_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(tariffs::one, tariffs::replace, tariffs::delete))
         .routes(routes!(carbon_factors::list, carbon_factors::create))
         .routes(routes!(carbon_factors::one, carbon_factors::replace, carbon_factors::delete))
+        .routes(routes!(carbon_factors::write_many).layer(DefaultBodyLimit::max(carbon_factors::MANY_BYTES_MAX)))
         .routes(routes!(production::get, production::put))
 }
 

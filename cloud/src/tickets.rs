@@ -112,6 +112,13 @@ pub const fn step(from: State, to: State) -> Option<Mover> {
     }
 }
 
+/// Who may take away what was added to a ticket, a line of cost or a file: whoever added it, until the ticket is at its end, and
+/// every supervisor.
+#[must_use]
+pub const fn may_take_away(state: State, own: bool, supervisor: bool) -> bool {
+    supervisor || (own && !state.is_final())
+}
+
 /// The states that may follow.
 pub fn next(from: State) -> impl Iterator<Item = State> {
     State::ALL.into_iter().filter(move |to| step(from, *to).is_some())
@@ -284,6 +291,15 @@ mod tests {
         }
         for answer in [AlarmCorrect::Yes, AlarmCorrect::No, AlarmCorrect::Unknown] {
             assert_eq!(serde_json::to_value(answer).unwrap(), answer.as_str());
+        }
+    }
+
+    #[test]
+    fn who_added_something_may_take_it_away_until_the_end() {
+        for state in State::ALL {
+            assert!(may_take_away(state, false, true) && may_take_away(state, true, true), "{state:?}");
+            assert_eq!(may_take_away(state, true, false), !state.is_final(), "{state:?}");
+            assert!(!may_take_away(state, false, false), "{state:?}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What a kilowatt-hour emits at a site.
 
+use std::collections::HashMap;
+
 use axum::{
     Json,
     extract::State,
@@ -16,10 +18,10 @@ use super::{
     access::Caller,
     etag::{IfMatch, Tagged},
     extract::{Body, Items, Params, Path, YEARS, written},
-    problem::ApiError,
+    problem::{ApiError, FieldError},
 };
 use crate::store::{
-    carbon_factors::{self, CarbonFactor, FACTORS_MAX},
+    carbon_factors::{self, CarbonFactor, FACTORS_MAX, WrittenFactors},
     scoped,
     tariffs::Written,
 };
@@ -29,6 +31,77 @@ const G_PER_KWH_MAX: f64 = 10_000.0;
 const SOURCE_CHARS_MAX: usize = 200;
 /// Factors begin at quarters of an hour, as prices do.
 const QUARTER_S: i64 = 900;
+
+/// The route that takes many at once, and how large its body is.
+pub const MANY: &str = "/api/v1/sites/{id}/carbon-factors";
+pub const MANY_BYTES_MAX: usize = 1_024 * 1_024;
+/// More than a year of hours.
+const MANY_MAX: usize = 10_000;
+/// Of one list that are told.
+const ERRORS_MAX: usize = 100;
+
+/// Many carbon factors of a site.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CarbonFactorList {
+    /// Who says so.
+    #[serde(default)]
+    #[schema(max_length = 200)]
+    source: String,
+    /// In any order, each moment once.
+    #[schema(min_items = 1, max_items = 10_000)]
+    factors: Vec<CarbonFactorItem>,
+}
+
+/// One of many carbon factors.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CarbonFactorItem {
+    /// A whole quarter of an hour.
+    valid_from: Timestamp,
+    /// Grams of CO2 equivalent for a kilowatt-hour.
+    #[schema(minimum = 0, maximum = 10_000)]
+    g_per_kwh: f64,
+}
+
+impl CarbonFactorItem {
+    /// What is wrong with it: a field, and what it should be.
+    fn wrong(self) -> Option<(&'static str, &'static str)> {
+        let at = self.valid_from;
+        let whole = at.as_microsecond() % (QUARTER_S * 1_000_000) == 0 && at.subsec_nanosecond() == 0;
+        if !whole || !YEARS.contains(&at.to_zoned(jiff::tz::TimeZone::UTC).year()) {
+            return Some(("valid_from", "is a whole quarter of an hour, from 1970 to 2199"));
+        }
+        (!(0.0..=G_PER_KWH_MAX).contains(&self.g_per_kwh)).then_some(("g_per_kwh", "is from 0 to 10000"))
+    }
+}
+
+impl CarbonFactorList {
+    /// The factors with their source.
+    fn check(self) -> Result<(Vec<(Timestamp, f64)>, String), ApiError> {
+        let source = written("source", &self.source, SOURCE_CHARS_MAX, false)?;
+        if !(1..=MANY_MAX).contains(&self.factors.len()) {
+            return Err(ApiError::field("factors", format_args!("are 1 to {MANY_MAX}")));
+        }
+        let mut begins = HashMap::new();
+        let mut errors = Vec::new();
+        for (i, item) in self.factors.iter().enumerate() {
+            let first = *begins.entry(item.valid_from).or_insert(i);
+            let again = (first < i).then(|| ("valid_from", format!("is that of factors.{first} as well")));
+            let wrong = item.wrong().map(|(field, message)| (field, message.to_owned())).or(again);
+            if let Some((field, message)) = wrong {
+                errors.push(FieldError { field: format!("factors.{i}.{field}"), message });
+            }
+            if errors.len() == ERRORS_MAX {
+                break;
+            }
+        }
+        if !errors.is_empty() {
+            return Err(ApiError::fields("invalid_fields", "a factor is not as it should be; none was taken", errors));
+        }
+        Ok((self.factors.iter().map(|item| (item.valid_from, item.g_per_kwh)).collect(), source))
+    }
+}
 
 /// A carbon factor as it is written.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -49,14 +122,9 @@ pub struct CarbonFactorBody {
 
 impl CarbonFactorBody {
     fn check(self, id: Uuid) -> Result<CarbonFactor, ApiError> {
-        let whole =
-            self.valid_from.as_microsecond() % (QUARTER_S * 1_000_000) == 0 && self.valid_from.subsec_nanosecond() == 0;
-        let year = self.valid_from.to_zoned(jiff::tz::TimeZone::UTC).year();
-        if !whole || !YEARS.contains(&year) {
-            return Err(ApiError::field("valid_from", "is a whole quarter of an hour, from 1970 to 2199"));
-        }
-        if !(0.0..=G_PER_KWH_MAX).contains(&self.g_per_kwh) {
-            return Err(ApiError::field("g_per_kwh", "is from 0 to 10000"));
+        let item = CarbonFactorItem { valid_from: self.valid_from, g_per_kwh: self.g_per_kwh };
+        if let Some((field, message)) = item.wrong() {
+            return Err(ApiError::field(field, message));
         }
         let source = written("source", &self.source, SOURCE_CHARS_MAX, false)?;
         Ok(CarbonFactor { id, site: self.site, valid_from: self.valid_from, g_per_kwh: self.g_per_kwh, source })
@@ -114,6 +182,30 @@ pub async fn create(
     Ok((StatusCode::CREATED, Tagged::new(new)).into_response())
 }
 
+/// Write many carbon factors of a site at once, all of them or none.
+///
+/// One that begins when another of the site does takes its place; the others of the site stay. The body has at most 1 MiB. It may be sent
+/// again as it is, and needs no `Idempotency-Key`.
+#[utoipa::path(post, path = "/sites/{id}/carbon-factors", tag = "energy", params(("id" = Uuid, Path)),
+    request_body = CarbonFactorList,
+    responses((status = 200, body = WrittenFactors), (status = 404), (status = 409, description = "`too_many_factors`"),
+        (status = 413)))]
+pub async fn write_many(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(site): Path<Uuid>,
+    Body(body): Body<CarbonFactorList>,
+) -> Result<Json<WrittenFactors>, ApiError> {
+    let (factors, source) = body.check()?;
+    let mut client = state.store().client().await?;
+    let transaction = scoped(&mut client, &caller.scope).await?;
+    let written = carbon_factors::write_many(&transaction, site, &factors, &source, &caller.by(), state.now()).await?;
+    let written = written.ok_or_else(too_many)?;
+    transaction.commit().await?;
+    tracing::info!(%site, ?written, user = caller.user.name, "carbon factors written");
+    Ok(Json(written))
+}
+
 /// Write a carbon factor anew.
 #[utoipa::path(put, path = "/carbon-factors/{id}", tag = "energy",
     params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header)), request_body = CarbonFactorBody,
@@ -166,8 +258,10 @@ fn done(written: Written) -> Result<(), ApiError> {
     match written {
         Written::Done => Ok(()),
         Written::Taken => Err(ApiError::conflict("begins_already", "another factor of the site begins at that moment")),
-        Written::TooMany => {
-            Err(ApiError::conflict("too_many_factors", format_args!("a site has at most {FACTORS_MAX} factors")))
-        }
+        Written::TooMany => Err(too_many()),
     }
+}
+
+fn too_many() -> ApiError {
+    ApiError::conflict("too_many_factors", format_args!("a site has at most {FACTORS_MAX} factors"))
 }

@@ -51,7 +51,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             other if other.status() == StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "payload_too_large",
-                format_args!("a body has at most {} bytes", super::BODY_BYTES_MAX),
+                format_args!(
+                    "a body has at most {} bytes, where the document says nothing else",
+                    super::BODY_BYTES_MAX
+                ),
             ),
             other => ApiError::new(StatusCode::BAD_REQUEST, "unreadable_body", other.body_text()),
         })

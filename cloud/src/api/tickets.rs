@@ -125,7 +125,7 @@ pub struct TicketChange {
         ("open" = Option<bool>, Query, description = "`true`: something is still to be done."),
         ("overdue" = Option<bool>, Query), ("priority" = Option<Priority>, Query), ("kind" = Option<Kind>, Query),
         ("site" = Option<Uuid>, Query), ("area" = Option<Uuid>, Query), ("machine" = Option<Uuid>, Query),
-        ("incident" = Option<Uuid>, Query),
+        ("incident" = Option<Uuid>, Query), ("plan" = Option<Uuid>, Query, description = "Made by this plan."),
         ("assignee" = Option<String>, Query, description = "`me`, `nobody`, or a user's id."),
         ("q" = Option<String>, Query, max_length = 100, description = "Words of title or description, or a number (`12`, `#12`)."),
         ("from" = Option<String>, Query, format = DateTime, description = "Made at this time or later."),
@@ -151,6 +151,7 @@ pub async fn list(
         area: params.id("area"),
         machine: params.id("machine"),
         incident: params.id("incident"),
+        plan: params.id("plan"),
         assigned: params.one("assignee", "me, nobody or a user's id", |text| match text {
             "me" => Some(Assigned::To(me)),
             "nobody" => Some(Assigned::Nobody),

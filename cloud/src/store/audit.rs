@@ -6,7 +6,10 @@ use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use tokio_postgres::{Row, types::Json};
+use tokio_postgres::{
+    Row,
+    types::{Json, ToSql},
+};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -72,6 +75,33 @@ pub async fn edited<T: Audited>(
     let (id, site) = (one.id().to_string(), Some(one.site()));
     let change = Change { action, object: T::OBJECT, id: &id, site, before: json(before), after: json(after) };
     write(transaction, by, &change, now).await
+}
+
+/// Writes down that many things were edited, each from one to the other.
+///
+/// # Errors
+/// If the database is away.
+pub async fn edited_all<T: Audited>(
+    transaction: &Transaction<'_>,
+    action: &'static str,
+    edits: &[(T, T)],
+    by: &By,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let json = |one: &T| Json(serde_json::to_value(one).unwrap_or(Value::Null));
+    let ids: Vec<Uuid> = edits.iter().map(|_| Uuid::now_v7()).collect();
+    let sites: Vec<Uuid> = edits.iter().map(|(_, after)| after.site()).collect();
+    let objects: Vec<String> = edits.iter().map(|(_, after)| after.id().to_string()).collect();
+    let (before, after): (Vec<_>, Vec<_>) = edits.iter().map(|(before, after)| (json(before), json(after))).unzip();
+    let insert = "INSERT INTO audit (id, organisation_id, site_id, at, user_id, actor, api_key_id, action, object, object_id,
+                                     before, after, address, request_id)
+                  SELECT id, $6, site, $7, $8, $9, $10, $11, $12, object, before, after, $13, $14
+                  FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::jsonb[], $5::jsonb[]) AS e (id, site, object, before, after)";
+    let fixed: [&(dyn ToSql + Sync); 9] =
+        [&by.organisation, &now, &by.user, &by.name, &by.api_key, &action, &T::OBJECT, &by.address, &by.request];
+    let columns: [&(dyn ToSql + Sync); 5] = [&ids, &sites, &objects, &before, &after];
+    transaction.execute(insert, &[&columns[..], &fixed[..]].concat()).await?;
+    Ok(())
 }
 
 /// Writes a change to the audit.

@@ -23,6 +23,8 @@ pub struct Ticket {
     pub area_name: Option<String>,
     /// What it was made from.
     pub incident_id: Option<Uuid>,
+    /// Which plan made it; `null` also where that plan was taken away.
+    pub plan_id: Option<Uuid>,
     pub kind: Kind,
     pub priority: Priority,
     pub title: String,

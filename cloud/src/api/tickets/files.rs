@@ -20,6 +20,7 @@ use super::{
         problem::{ApiError, FieldError},
     },
     locked,
+    work::take_away,
 };
 use crate::{
     live::Change,
@@ -142,10 +143,10 @@ pub async fn read_file(
     Ok(response)
 }
 
-/// Throw a photo or a file away. `If-Match` is of the ticket.
+/// Throw a photo or a file away: one's own, until the ticket is closed, or (supervisors) any. `If-Match` is of the ticket.
 #[utoipa::path(delete, path = "/tickets/{id}/attachments/{attachment}", tag = "tickets",
     params(("id" = Uuid, Path), ("attachment" = Uuid, Path), ("If-Match" = Option<String>, Header)),
-    responses((status = 204), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
+    responses((status = 204), (status = 403), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn remove(
     State(state): State<ApiState>,
     caller: Caller,
@@ -156,6 +157,8 @@ pub async fn remove(
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let ticket = locked(&transaction, id, &if_match, now).await?;
+    let author = files::one(&transaction, id, file).await?.ok_or_else(missing)?.created_by_id;
+    take_away(&caller, &ticket, author)?;
     if !files::remove(&transaction, &ticket, file, &caller.by(), now).await? {
         return Err(missing());
     }

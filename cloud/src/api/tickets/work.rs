@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     super::{
         ApiState,
-        access::Caller,
+        access::{Caller, forbidden},
         etag::{IfMatch, Tagged},
         extract::{Body, Path, written},
         problem::{ApiError, FieldError},
@@ -31,8 +31,10 @@ use crate::{
     tickets::{
         COMMENT_CHARS_MAX, COMMENTS_MAX, COSTS_MAX, ITEMS_MAX, LINE_CHARS_MAX,
         costs::{CostKind, MINUTES_MAX, labour},
+        may_take_away,
     },
-    views::TicketDetail,
+    users::Role,
+    views::{Ticket, TicketDetail},
 };
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -206,10 +208,10 @@ pub async fn add_cost(
     Ok((StatusCode::CREATED, answer).into_response())
 }
 
-/// Take a line of cost away that was wrong. `If-Match` is of the ticket.
+/// Take a line of cost away that was wrong: one's own, until the ticket is closed, or (supervisors) any. `If-Match` is of the ticket.
 #[utoipa::path(delete, path = "/tickets/{id}/costs/{cost}", tag = "tickets",
     params(("id" = Uuid, Path), ("cost" = Uuid, Path), ("If-Match" = Option<String>, Header)),
-    responses((status = 204), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
+    responses((status = 204), (status = 403), (status = 404), (status = 412, description = "`changed_meanwhile`")))]
 pub async fn remove_cost(
     State(state): State<ApiState>,
     caller: Caller,
@@ -220,12 +222,22 @@ pub async fn remove_cost(
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let ticket = locked(&transaction, id, &if_match, now).await?;
+    let missing = || ApiError::not_found("line of cost");
+    let author = work::cost_author(&transaction, &ticket, cost).await?.ok_or_else(missing)?;
+    take_away(&caller, &ticket, author)?;
     if !work::remove_cost(&transaction, &ticket, cost, &caller.by(), now).await? {
-        return Err(ApiError::not_found("line of cost"));
+        return Err(missing());
     }
     transaction.commit().await?;
     state.tell(Change::Ticket(id));
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Refuses who may not take away what this author added to a ticket.
+pub(super) fn take_away(caller: &Caller, ticket: &Ticket, author: Uuid) -> Result<(), ApiError> {
+    let supervisor = caller.scope.at(ticket.site_id) >= Some(Role::Supervisor);
+    let may = may_take_away(ticket.state, author == caller.user.id, supervisor);
+    if may { Ok(()) } else { Err(forbidden()) }
 }
 
 /// A line of cost by `me`, in an organisation where an hour costs `rate`, if that is in the ticket's currency.

@@ -19,7 +19,7 @@ use crate::{
 
 const SELECT: &str = "
     SELECT t.id, t.number, t.site_id, s.name AS site_name, shown.id AS machine_id,
-           coalesce(shown.display_name, shown.name) AS machine_name, t.area_id, area.name AS area_name, t.incident_id, t.kind,
+           coalesce(shown.display_name, shown.name) AS machine_name, t.area_id, area.name AS area_name, t.incident_id, t.plan_id, t.kind,
            t.priority, t.title, t.description, t.state, t.state_since, t.due_at, t.assignee_id, assignee.name AS assignee,
            t.created_at, creator.name AS created_by, t.updated_at, t.started_at, t.done_at, t.closed_at,
            closer.name AS closed_by, t.reopened, t.currency, t.estimate_minutes, t.estimate_minor, cost.minutes, cost.labour,
@@ -96,6 +96,7 @@ pub struct Filter {
     pub area: Option<Uuid>,
     pub machine: Option<Uuid>,
     pub incident: Option<Uuid>,
+    pub plan: Option<Uuid>,
     pub assigned: Option<Assigned>,
     /// Words in title or description, or a number (`#12`).
     pub text: Option<String>,
@@ -137,6 +138,7 @@ pub async fn list(
            AND (NOT $11 OR t.assignee_id IS NULL) AND ($12::uuid IS NULL OR t.assignee_id = $12)
            AND ($13::text IS NULL OR t.title ILIKE $13 OR t.description ILIKE $13 OR t.number = $14)
            AND ($15::timestamptz IS NULL OR t.created_at >= $15) AND ($20::timestamptz IS NULL OR t.created_at < $20)
+           AND ($21::uuid IS NULL OR t.plan_id = $21)
            AND ($16::uuid IS NULL OR {key}) AND num_nulls($17::timestamptz, $18::text) >= 0
          ORDER BY {order} LIMIT $19"
     );
@@ -173,6 +175,7 @@ pub async fn list(
                 &after.map(|after| after.priority.as_str()),
                 &limit,
                 &filter.to,
+                &filter.plan,
             ],
         )
         .await?;
@@ -305,6 +308,7 @@ fn ticket(row: &Row, now: Timestamp) -> Result<Ticket, StoreError> {
         area_id: row.try_get("area_id")?,
         area_name: row.try_get("area_name")?,
         incident_id: row.try_get("incident_id")?,
+        plan_id: row.try_get("plan_id")?,
         kind,
         priority,
         title: row.try_get("title")?,

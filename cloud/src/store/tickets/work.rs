@@ -238,6 +238,20 @@ pub async fn add_cost(
     Ok(true)
 }
 
+/// Who wrote a line of cost; `None` if the ticket has no such line.
+///
+/// # Errors
+/// If the database is away.
+pub async fn cost_author(
+    transaction: &Transaction<'_>,
+    ticket: &Ticket,
+    cost: Uuid,
+) -> Result<Option<Uuid>, StoreError> {
+    let select = "SELECT created_by FROM ticket_costs WHERE id = $1 AND ticket_id = $2";
+    let row = transaction.query_opt(select, &[&cost, &ticket.id]).await?;
+    row.map(|row| Ok(row.try_get(0)?)).transpose()
+}
+
 /// Takes a line of cost away; false if the ticket has no such line.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Server, ids};
-use crate::history::make_rollups;
+use crate::{history::make_rollups, plant::rows};
 
 const SITE: Uuid = Uuid::from_u128(0x0000_0000_0000_7000_8000_0000_0000_0002);
 
@@ -68,6 +68,59 @@ fn tariff(with: &Value) -> Value {
 
 fn near(value: &Value, expected: f64) -> bool {
     value.as_f64().is_some_and(|value| (value - expected).abs() <= 1e-6 * (1.0 + expected.abs()))
+}
+
+/// A year of hours at once, all or none.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_carbon_factors_are_written_at_once_or_none() {
+    let server = Server::start().await;
+    let token = server.user(Role::Supervisor).await;
+    let path = format!("/api/v1/sites/{SITE}/carbon-factors");
+    let item = |hour: i64, g: f64| json!({"valid_from": start() + SignedDuration::from_hours(hour), "g_per_kwh": g});
+    let list = |items: Vec<Value>| json!({"source": "a forecast", "factors": items});
+    let year: Vec<Value> = (0..8_760).map(|hour| item(hour, 300.0 + (hour % 24) as f64)).collect();
+    let (status, written) = server.post(&path, &token, list(year.clone())).await;
+    assert_eq!((status, written), (200, json!({"added": 8_760, "changed": 0, "unchanged": 0})));
+    let again = server.call_with("POST", &path, Some(&token), Some(list(year)), &[("idempotency-key", "k")]).await;
+    assert_eq!((again.status, again.body), (200, json!({"added": 0, "changed": 0, "unchanged": 8_760})));
+    let some = list(vec![item(8_760, 1.0), item(3, 7.0), item(0, 300.0)]);
+    assert_eq!(server.post(&path, &token, some).await.1, json!({"added": 1, "changed": 1, "unchanged": 1}));
+    let all = "SELECT count(*), min(g_per_kwh), count(DISTINCT source) FROM carbon_factors";
+    assert_eq!(rows(&server.store, all).await, "8761 1 1");
+    let audit = "SELECT action, before->>'g_per_kwh', after->>'g_per_kwh', after->>'added' FROM audit ORDER BY id";
+    let told = "carbon_factor.write_many - - 8760\ncarbon_factor.change 303.0 7.0 -\ncarbon_factor.write_many - - 1";
+    assert_eq!(rows(&server.store, audit).await, told);
+
+    // What is wrong is told all at once, and none is taken.
+    let wrong = list(vec![
+        item(9_000, 1.0),
+        item(9_001, -1.0),
+        item(9_000, 2.0),
+        json!({"valid_from": "2026-01-01T00:00:01Z", "g_per_kwh": 1}),
+    ]);
+    let (status, problem) = server.post(&path, &token, wrong).await;
+    let fields: Vec<&str> =
+        problem["errors"].as_array().unwrap().iter().map(|one| one["field"].as_str().unwrap()).collect();
+    let expected = ["factors.1.g_per_kwh", "factors.2.valid_from", "factors.3.valid_from"];
+    assert_eq!((status, &fields[..]), (422, &expected[..]), "{problem}");
+    let noise: Vec<Value> = (0..200).map(|hour| item(hour, -1.0)).collect();
+    assert_eq!(server.post(&path, &token, list(noise)).await.1["errors"].as_array().unwrap().len(), 100);
+    for (items, status) in [(vec![], 422), ((0..10_001).map(|hour| item(hour, 1.0)).collect(), 422)] {
+        assert_eq!(server.post(&path, &token, list(items)).await.0, status);
+    }
+    let large = json!({"source": "x".repeat(1_048_576), "factors": [item(0, 1.0)]});
+    assert_eq!(server.post(&path, &token, large).await.0, 413);
+    assert_eq!(rows(&server.store, all).await, "8761 1 1");
+    // As many as there can be, and not one more.
+    server.sql(&format!(
+        "INSERT INTO carbon_factors SELECT gen_random_uuid(), s.organisation_id, s.id, timestamptz '2030-01-01Z' + n * interval '15 min', 1, '', now()
+         FROM sites s, generate_series(1, 90000 - 8761 - 1) AS n WHERE s.id = '{SITE}'"
+    )).await;
+    let (status, problem) = server.post(&path, &token, list(vec![item(9_000, 1.0), item(9_001, 1.0)])).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("too_many_factors")));
+    assert_eq!(server.post(&path, &token, list(vec![item(9_000, 1.0)])).await.0, 200);
+    let (operator, path) = (server.user(Role::Operator).await, &path);
+    assert_eq!(server.post(path, &operator, list(vec![item(0, 1.0)])).await.0, 403);
 }
 
 #[tokio::test(flavor = "multi_thread")]

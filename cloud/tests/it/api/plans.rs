@@ -198,14 +198,25 @@ async fn a_date_makes_one_ticket_also_with_two_replicas() {
     let next = plans::turn(&server.store, now + hours(24 * 21)).await.unwrap();
     assert_eq!(next.len(), 1);
     assert_eq!(count(&server.store, "SELECT count(*) FROM tickets WHERE plan_id IS NOT NULL").await, 2);
+    let admin = server.user(Role::Admin).await;
+    let by_hand = server.post("/api/v1/tickets", &admin, json!({"machine": machine, "title": "by hand"})).await.1;
+    assert_eq!(by_hand["plan_id"], Value::Null);
+    let all = server.get("/api/v1/tickets", &admin).await;
+    let mut found = 0;
+    for plan in ids(&server.get("/api/v1/plans", &admin).await) {
+        let made = server.get(&format!("/api/v1/tickets?plan={plan}"), &admin).await;
+        assert!(made["items"].as_array().unwrap().iter().all(|ticket| ticket["plan_id"] == plan), "{made}");
+        found += ids(&made).len();
+    }
+    assert_eq!((found, ids(&all).len()), (2, 3));
 
     // A plan that rests makes none; one that is gone leaves its tickets.
     end_ticket(&server, "cancelled", now + hours(24 * 21)).await;
     server.sql("UPDATE plans SET enabled = false").await;
     assert!(plans::turn(&server.store, now + hours(24 * 60)).await.unwrap().is_empty());
     assert_eq!(server.call("DELETE", &path, Some(&token), None).await.status, 204);
-    assert_eq!(count(&server.store, "SELECT count(*) FROM tickets WHERE plan_id IS NULL").await, 2);
-    let made = "SELECT actor, count(*) FROM audit WHERE action = 'ticket.create' GROUP BY 1";
+    assert_eq!(count(&server.store, "SELECT count(*) FROM tickets WHERE plan_id IS NULL").await, 3);
+    let made = "SELECT actor, count(*) FROM audit WHERE action = 'ticket.create' AND user_id IS NULL GROUP BY 1";
     assert_eq!(rows(&server.store, made).await, "plan 2");
 }
 

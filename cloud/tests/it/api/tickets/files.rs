@@ -110,8 +110,12 @@ async fn a_file_comes_back_as_it_was_and_only_to_be_saved() {
     assert!(matches!(server.send("GET", &path, &stranger, &[], Vec::new()).await.status, 403 | 404));
 
     let supervisor = server.user(Role::Supervisor).await;
-    assert_eq!(server.send("DELETE", &path, &token, &[], Vec::new()).await.status, 403);
-    assert_eq!(server.send("DELETE", &path, &supervisor, &[], Vec::new()).await.status, 204);
+    let colleague = server.user(Role::Operator).await;
+    let delete = async |path: &str, token: &str| server.send("DELETE", path, token, &[], Vec::new()).await.status;
+    assert_eq!(delete(&path, &colleague).await, 403, "another's");
+    assert_eq!(delete(&path, &supervisor).await, 204);
+    let own = server.upload(&token, &id, "mine.txt", "", b"mine").await.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(delete(&format!("/api/v1/tickets/{id}/attachments/{own}"), &token).await, 204);
     assert_eq!(server.send("GET", &path, &token, &[], Vec::new()).await.status, 404);
     assert_eq!(count(&server.store, "SELECT count(*) FROM ticket_attachment_parts").await, 1, "its bytes are gone");
 }

@@ -102,13 +102,27 @@ async fn what_a_ticket_cost_adds_up_in_whole_cents() {
     }
     assert_eq!((&ticket["costs"][0]["user_id"], &ticket["costs"][0]["rate_minor"]), (&json!(me), &json!(4_499)));
     let line = format!("/api/v1/tickets/{id}/costs/{}", ticket["costs"][3]["id"].as_str().unwrap());
-    assert_eq!(server.call("DELETE", &line, Some(&operator), None).await.status, 403);
-    assert_eq!(server.call("DELETE", &line, Some(&supervisor), None).await.status, 204);
+    let (colleague, _) = server.somebody(&[(None, Role::Operator)]).await;
+    let delete = async |line: &str, token: &str| server.call("DELETE", line, Some(token), None).await.status;
+    assert_eq!(delete(&line, &colleague).await, 403, "another's");
+    assert_eq!(delete(&line, &supervisor).await, 204);
+    assert_eq!(delete(&line, &supervisor).await, 404);
+    // One's own, until the ticket is at its end.
+    let (_, with) =
+        server.step(&operator, &id, "costs", json!({"kind": "other", "text": "oops", "amount_minor": 7})).await;
+    let own = format!("/api/v1/tickets/{id}/costs/{}", with["costs"][3]["id"].as_str().unwrap());
+    assert_eq!(delete(&own, &operator).await, 204);
+    let done = server.ticket(&operator, json!({"machine": machine, "title": "done"})).await;
+    let (_, with) =
+        server.step(&operator, &done, "costs", json!({"kind": "other", "text": "x", "amount_minor": 7})).await;
+    let own = format!("/api/v1/tickets/{done}/costs/{}", with["costs"][0]["id"].as_str().unwrap());
+    server.step(&supervisor, &done, "cancel", json!({"reason": "x"})).await;
+    assert_eq!((delete(&own, &operator).await, delete(&own, &supervisor).await), (403, 204));
     // Another currency from now on leaves what is there as it is.
     assert_eq!(put(&admin, json!({"currency": "JPY", "labour_rate_minor": 0})).await, 200);
     let ticket = server.get(&format!("/api/v1/tickets/{id}"), &operator).await;
     assert_eq!((&ticket["currency"], &ticket["cost_minor"]), (&json!("CHF"), &json!(5_524)));
-    let view = "SELECT machine, number, state, currency, labour_minutes, labour_minor, part_minor, other_minor FROM tickets_v1";
+    let view = "SELECT machine, number, state, currency, labour_minutes, labour_minor, part_minor, other_minor FROM tickets_v1 WHERE number = 1";
     assert_eq!(crate::plant::rows(&server.store, view).await, "m 1 open CHF 37 3525 1999 0");
 }
 
