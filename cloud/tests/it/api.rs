@@ -10,6 +10,7 @@ mod hostile;
 mod incidents;
 mod isolation;
 mod lost_updates;
+mod noise;
 mod notifications;
 mod people;
 mod plans;
