@@ -21,6 +21,8 @@ use super::problem::{ApiError, FieldError};
 
 pub const LIMIT_DEFAULT: u16 = 50;
 pub const LIMIT_MAX: u16 = 200;
+/// Of a cursor that another `sort` gave.
+pub(super) const OTHER_ORDER: &str = "is of a list in another order: sort as its page was";
 /// Times outside are no plant's.
 pub(super) const YEARS: std::ops::RangeInclusive<i16> = 1970..=2199;
 
@@ -190,6 +192,11 @@ impl Params {
 
     pub fn day(&mut self, name: &str) -> Option<Date> {
         self.one(name, "a day like 2026-01-31, from 1970 to 2199", parse_day)
+    }
+
+    /// Says that a parameter is not as it should be.
+    pub fn refuse(&mut self, name: &str, message: &str) {
+        self.errors.push(FieldError { field: name.to_owned(), message: message.to_owned() });
     }
 
     /// `limit` and `cursor`.

@@ -10,13 +10,13 @@ use super::{
     ApiState,
     access::Caller,
     etag::{self, IfMatch, Tagged},
-    extract::{Body, Items, Params, Path, present, written},
+    extract::{Body, Items, OTHER_ORDER, Params, Path, present, written},
     problem::ApiError,
 };
 use crate::{
     live::Change,
     store::{
-        machines::{self, Filter},
+        machines::{self, After, Filter, Order},
         machines_label::{self, Labels},
         scoped,
     },
@@ -80,10 +80,12 @@ pub struct Merge {
     into: Option<Uuid>,
 }
 
-/// Machines, by the name they are shown with.
+/// Machines, by the name they are shown with, or as `sort` says.
 #[utoipa::path(get, path = "/machines", tag = "machines",
     params(("gateway" = Option<Uuid>, Query), ("site" = Option<Uuid>, Query),
         ("area" = Option<Uuid>, Query, description = "With all that is a part of it."), ("include_ignored" = Option<bool>, Query),
+        ("sort" = Option<String>, Query, description = "`name` (the default), `health_percent` (the worst first), `last_reading_at` \
+            (what was heard last, first) or `criticality` (what the plant depends on most, first). What is not known comes last."),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query)),
     responses((status = 200, body = Items<Machine>)))]
 pub async fn list(
@@ -96,15 +98,26 @@ pub async fn list(
         site: params.id("site"),
         area: params.id("area"),
         include_ignored: params.flag("include_ignored").unwrap_or(false),
+        order: params
+            .one("sort", "name, health_percent, last_reading_at or criticality", |text| match text {
+                "name" => Some(Order::Name),
+                "health_percent" => Some(Order::Health),
+                "last_reading_at" => Some(Order::LastReadingAt),
+                "criticality" => Some(Order::Criticality),
+                _ => None,
+            })
+            .unwrap_or_default(),
     };
-    let page = params.page::<(String, Uuid)>();
+    let page = params.page::<After>();
+    if page.after.as_ref().is_some_and(|after| after.order() != filter.order) {
+        params.refuse("cursor", OTHER_ORDER);
+    }
     params.finish()?;
     let (now, patience) = (state.now(), state.patience());
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
     let rows = machines::list(&transaction, &filter, page.after.as_ref(), page.rows(), now, patience).await?;
-    let key = |last: &Machine| (last.display_name.clone().unwrap_or_else(|| last.name.clone()), last.id);
-    Ok(Json(Items::new(rows, &page, key)))
+    Ok(Json(Items::new(rows, &page, |last| After::of(filter.order, last))))
 }
 
 /// A machine with its sensors.

@@ -18,14 +18,14 @@ use super::{
     ApiState,
     access::Caller,
     etag::{IfMatch, Tagged},
-    extract::{Body, Items, Params, Path, present, written},
+    extract::{Body, Items, OTHER_ORDER, Params, Path, present, written},
     idempotency::Secret,
     problem::ApiError,
 };
 use crate::{
     store::{
         scoped,
-        users_admin::{self, Changed, Member, NewMember, Profile},
+        users_admin::{self, After, Changed, Member, NewMember, Order, Profile},
     },
     users::{
         check_name,
@@ -95,9 +95,10 @@ pub struct Invited {
     invitation: PasswordLink,
 }
 
-/// Users, by name.
+/// Users, by name, or as `sort` says.
 #[utoipa::path(get, path = "/users", tag = "users",
-    params(("disabled" = Option<bool>, Query), ("limit" = Option<u16>, Query, minimum = 1, maximum = 200),
+    params(("disabled" = Option<bool>, Query),
+        ("sort" = Option<String>, Query, description = "`name` (the default) or `created_at` (the newest first)."), ("limit" = Option<u16>, Query, minimum = 1, maximum = 200),
         ("cursor" = Option<String>, Query)),
     responses((status = 200, body = Items<Member>)))]
 pub async fn list(
@@ -106,12 +107,22 @@ pub async fn list(
     mut params: Params,
 ) -> Result<Json<Items<Member>>, ApiError> {
     let disabled = params.flag("disabled");
-    let page = params.page::<(String, Uuid)>();
+    let order = params
+        .one("sort", "name or created_at", |text| match text {
+            "name" => Some(Order::Name),
+            "created_at" => Some(Order::CreatedAt),
+            _ => None,
+        })
+        .unwrap_or_default();
+    let page = params.page::<After>();
+    if page.after.as_ref().is_some_and(|after| after.order() != order) {
+        params.refuse("cursor", OTHER_ORDER);
+    }
     params.finish()?;
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;
-    let rows = users_admin::list(&transaction, disabled, page.after.as_ref(), page.rows()).await?;
-    Ok(Json(Items::new(rows, &page, |last| (last.name.clone(), last.id))))
+    let rows = users_admin::list(&transaction, disabled, order, page.after.as_ref(), page.rows()).await?;
+    Ok(Json(Items::new(rows, &page, |last| After::of(order, last))))
 }
 
 /// A user.

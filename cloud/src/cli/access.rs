@@ -14,7 +14,7 @@ use crate::{
         audit::By,
         sites::{self, Named},
         token_keys, users,
-        users_admin::{self, Changed, Member, Profile},
+        users_admin::{self, After, Changed, Member, Order, Profile},
     },
     users::{
         Role,
@@ -199,9 +199,9 @@ async fn list(store: &Store) -> anyhow::Result<()> {
     loop {
         let mut client = store.client().await?;
         let transaction = client.transaction().await?;
-        let members = users_admin::list(&transaction, None, after.as_ref(), 200).await?;
+        let members = users_admin::list(&transaction, None, Order::Name, after.as_ref(), 200).await?;
         let Some(last) = members.last() else { break };
-        after = Some((last.name.clone(), last.id));
+        after = Some(After::of(Order::Name, last));
         for member in &members {
             let state = if member.disabled { "disabled" } else { "enabled" };
             let grants: Vec<String> = member.grants.iter().map(shown).collect();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use deadpool_postgres::Transaction;
 use futures_util::future::try_join3;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ use super::{
     words::{Word, rank},
 };
 use crate::views::{
-    self, Connection, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
+    self, Connection, Criticality, Machine, MachineAlarm, MachineDetail, MachineLive, MachineState, Patience,
     machine::{GroupSensor, MergedMachine, Remaining, connection, state, union_of_sensors},
 };
 
@@ -60,6 +61,69 @@ fn shown(page: &str) -> String {
     )
 }
 
+/// The order of a list; of a kind by their ids. What is not known comes last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// By the name they are shown with.
+    #[default]
+    Name,
+    /// The worst first.
+    Health,
+    /// What was heard last, first.
+    LastReadingAt,
+    /// What the plant depends on most, first.
+    Criticality,
+}
+
+/// What the next page begins behind, in its order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum After {
+    Name(String, Uuid),
+    Health(Option<f64>, Uuid),
+    LastReadingAt(Option<Timestamp>, Uuid),
+    Criticality(Criticality, Uuid),
+}
+
+impl After {
+    #[must_use]
+    pub fn of(order: Order, machine: &Machine) -> Self {
+        let id = machine.id;
+        match order {
+            Order::Name => Self::Name(machine.display_name.clone().unwrap_or_else(|| machine.name.clone()), id),
+            Order::Health => Self::Health(machine.health_percent.map(f64::from), id),
+            Order::LastReadingAt => Self::LastReadingAt(machine.last_reading_at, id),
+            Order::Criticality => Self::Criticality(machine.criticality, id),
+        }
+    }
+
+    /// The order of the list that it is of.
+    #[must_use]
+    pub const fn order(&self) -> Order {
+        match self {
+            Self::Name(..) => Order::Name,
+            Self::Health(..) => Order::Health,
+            Self::LastReadingAt(..) => Order::LastReadingAt,
+            Self::Criticality(..) => Order::Criticality,
+        }
+    }
+
+    /// As the statements read it.
+    fn key(&self) -> (String, Uuid) {
+        match self {
+            Self::Name(name, id) => (name.clone(), *id),
+            Self::Health(figure, id) => {
+                (figure.map_or_else(|| "infinity".to_owned(), |figure| figure.to_string()), *id)
+            }
+            Self::LastReadingAt(at, id) => (at.map_or_else(|| "-infinity".to_owned(), |at| at.to_string()), *id),
+            Self::Criticality(word, id) => (word.as_str().to_owned(), *id),
+        }
+    }
+}
+
+/// The page of machines whose ids are known.
+const THESE: &str = "SELECT unnest($1::uuid[]) AS id";
+
 /// What machines to list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -68,50 +132,80 @@ pub struct Filter {
     /// With all that is a part of it.
     pub area: Option<Uuid>,
     pub include_ignored: bool,
+    pub order: Order,
 }
 
-/// Machines by the name they are shown with, from behind `after`. Those that are shown as a part of another
-/// are not listed.
+/// Which machines a filter lets through.
+const FILTERED: &str = "m.merged_into IS NULL AND ($1::uuid IS NULL OR m.gateway_id = $1) AND (NOT m.ignored OR $2)";
+const FILTERED_PLACE: &str = "($6::uuid IS NULL OR m.site_id = $6)
+           AND ($7::uuid IS NULL OR m.area_id IN (
+               WITH RECURSIVE within AS (
+                   SELECT id FROM areas WHERE id = $7 UNION SELECT a.id FROM areas a JOIN within ON a.parent_id = within.id)
+               SELECT id FROM within))";
+
+/// Machines in their order, from behind `after`, which is of that order. Those that are shown as a part of another are not listed.
 ///
 /// # Errors
 /// If the database is away.
 pub async fn list(
     transaction: &Transaction<'_>,
     filter: &Filter,
-    after: Option<&(String, Uuid)>,
+    after: Option<&After>,
     limit: i64,
     now: Timestamp,
     patience: Patience,
 ) -> Result<Vec<Machine>, StoreError> {
     keep_plans(transaction)?;
     // The page first: what is shown of a machine is worth many look-ups.
-    let sql = shown(
-        "SELECT m.id FROM machines m
-         WHERE m.merged_into IS NULL AND ($1::uuid IS NULL OR m.gateway_id = $1) AND (NOT m.ignored OR $2)
+    let sql = match ordered(filter.order) {
+        Some(sql) => sql,
+        None => shown(&format!(
+            "SELECT m.id FROM machines m
+         WHERE {FILTERED}
            AND ($3::text IS NULL OR (coalesce(m.display_name, m.name), m.id) > ($3, $4::uuid))
-           AND ($6::uuid IS NULL OR m.site_id = $6)
-           AND ($7::uuid IS NULL OR m.area_id IN (
-               WITH RECURSIVE within AS (
-                   SELECT id FROM areas WHERE id = $7 UNION SELECT a.id FROM areas a JOIN within ON a.parent_id = within.id)
-               SELECT id FROM within))
-         ORDER BY coalesce(m.display_name, m.name), m.id LIMIT $5",
-    );
+           AND {FILTERED_PLACE}
+         ORDER BY coalesce(m.display_name, m.name), m.id LIMIT $5"
+        )),
+    };
+    let (key, id) = after.map(After::key).unzip();
     let statement = transaction.prepare_cached(&sql).await?;
     let rows = transaction
-        .query(
-            &statement,
-            &[
-                &filter.gateway,
-                &filter.include_ignored,
-                &after.map(|a| &a.0),
-                &after.map(|a| a.1),
-                &limit,
-                &filter.site,
-                &filter.area,
-            ],
-        )
+        .query(&statement, &[&filter.gateway, &filter.include_ignored, &key, &id, &limit, &filter.site, &filter.area])
         .await?;
-    rows.iter().map(|row| machine(row, now, patience)).collect()
+    if filter.order == Order::Name {
+        return rows.iter().map(|row| machine(row, now, patience)).collect();
+    }
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    let statement = transaction.prepare_cached(&shown(THESE)).await?;
+    let mut found: HashMap<Uuid, Machine> = HashMap::new();
+    for row in transaction.query(&statement, &[&ids]).await? {
+        let machine = machine(&row, now, patience)?;
+        found.insert(machine.id, machine);
+    }
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+}
+
+/// The ids of a page in another order than by names, which [`shown`] has.
+fn ordered(order: Order) -> Option<String> {
+    let criticality = |word: &str| format!("array_position(ARRAY['low', 'medium', 'high'], {word})");
+    let (key, after, towards, behind) = match order {
+        Order::Name => return None,
+        Order::Health => {
+            ("coalesce(live.health_percent::float8, 'infinity')".to_owned(), "$3::text::float8".to_owned(), "ASC", ">")
+        }
+        Order::LastReadingAt => {
+            ("coalesce(live.last_reading_at, '-infinity')".to_owned(), "$3::text::timestamptz".to_owned(), "DESC", "<")
+        }
+        Order::Criticality => (criticality("m.criticality"), criticality("$3::text"), "DESC", "<"),
+    };
+    Some(format!(
+        "SELECT m.id FROM machines m CROSS JOIN LATERAL (
+             SELECT p.* FROM machines p WHERE p.id = m.id OR p.merged_into = m.id
+             ORDER BY p.last_reading_at DESC NULLS LAST, p.id LIMIT 1
+         ) live
+         WHERE {FILTERED} AND ($3::text IS NULL OR ({key}, m.id) {behind} ({after}, $4::uuid)) AND {FILTERED_PLACE}
+         ORDER BY {key} {towards}, m.id {towards} LIMIT $5"
+    ))
 }
 
 /// A machine with its sensors.
@@ -225,7 +319,7 @@ async fn details(
     patience: Patience,
 ) -> Result<Vec<MachineDetail>, StoreError> {
     keep_plans(transaction)?;
-    let machines = transaction.prepare_cached(&shown("SELECT unnest($1::uuid[]) AS id")).await?;
+    let machines = transaction.prepare_cached(&shown(THESE)).await?;
     let sensors = transaction
         .prepare_cached(
             "SELECT t.id AS shown, s.name, s.display_name, s.unit, s.ignored, p.last_reading_at,

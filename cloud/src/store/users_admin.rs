@@ -2,7 +2,7 @@
 
 use deadpool_postgres::Transaction;
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 use utoipa::ToSchema;
@@ -52,22 +52,73 @@ const SELECT: &str =
            ARRAY(SELECT g.role FROM grants g WHERE g.user_id = u.id ORDER BY g.site_id NULLS FIRST)
     FROM users u";
 
-/// Users by name, from behind `after`.
+/// The order of a list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    #[default]
+    Name,
+    /// The newest first.
+    CreatedAt,
+}
+
+/// What the next page begins behind, in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum After {
+    Name(String, Uuid),
+    CreatedAt(Timestamp, Uuid),
+}
+
+impl After {
+    #[must_use]
+    pub fn of(order: Order, member: &Member) -> Self {
+        match order {
+            Order::Name => Self::Name(member.name.clone(), member.id),
+            Order::CreatedAt => Self::CreatedAt(member.created_at, member.id),
+        }
+    }
+
+    /// The order of the list that it is of.
+    #[must_use]
+    pub const fn order(&self) -> Order {
+        match self {
+            Self::Name(..) => Order::Name,
+            Self::CreatedAt(..) => Order::CreatedAt,
+        }
+    }
+
+    fn key(&self) -> (String, Uuid) {
+        match self {
+            Self::Name(name, id) => (name.clone(), *id),
+            Self::CreatedAt(at, id) => (at.to_string(), *id),
+        }
+    }
+}
+
+/// Users in this order, from behind `after`, which is of that order.
 ///
 /// # Errors
 /// If the database is away.
 pub async fn list(
     transaction: &Transaction<'_>,
     disabled: Option<bool>,
-    after: Option<&(String, Uuid)>,
+    order: Order,
+    after: Option<&After>,
     limit: i64,
 ) -> Result<Vec<Member>, StoreError> {
+    let (behind, towards) = match order {
+        Order::Name => ("(u.name, u.id) > ($2, $3::uuid)", "u.name, u.id"),
+        Order::CreatedAt => {
+            ("(u.created_at, u.id) < ($2::text::timestamptz, $3::uuid)", "u.created_at DESC, u.id DESC")
+        }
+    };
     let sql = format!(
         "{SELECT} WHERE ($1::boolean IS NULL OR (u.disabled_at IS NOT NULL) = $1)
-           AND ($2::text IS NULL OR (u.name, u.id) > ($2, $3::uuid))
-         ORDER BY u.name, u.id LIMIT $4"
+           AND ($2::text IS NULL OR {behind})
+         ORDER BY {towards} LIMIT $4"
     );
-    let rows = transaction.query(&sql, &[&disabled, &after.map(|a| &a.0), &after.map(|a| a.1), &limit]).await?;
+    let (key, id) = after.map(After::key).unzip();
+    let rows = transaction.query(&sql, &[&disabled, &key, &id, &limit]).await?;
     rows.iter().map(member).collect()
 }
 

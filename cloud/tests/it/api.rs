@@ -12,6 +12,7 @@ mod isolation;
 mod lost_updates;
 mod noise;
 mod notifications;
+mod orders;
 mod people;
 mod plans;
 mod plant;
