@@ -110,6 +110,9 @@ impl Rows {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Learnt {
     pub usual: Usual,
+    /// The catalog positions of the sensors that are judged: those that moved. What is learnt of them together has a figure for each, in
+    /// this order.
+    pub channels: Vec<u16>,
     /// Where enough sensors move.
     pub pattern: Option<Pattern>,
     /// Where a model judges in the pattern's place, for as long as it is there.
@@ -125,8 +128,6 @@ pub struct Learnt {
 pub struct LearntModel {
     /// The model's name and version.
     pub name: String,
-    /// The catalog positions of its channels.
-    pub channels: Vec<u16>,
     mean: Vec<f32>,
     scale: Vec<f32>,
     /// Empty while `ready` has it: it is the bulk of a machine's memory.
@@ -173,10 +174,8 @@ impl Learnt {
             tracing::info!(?left_out, "sensors that never moved, or were mostly away, are not judged");
         }
         let channels: Vec<u16> = (0..of).filter(|ix| usual.is_usable(usize::from(*ix))).collect();
-        let bounded: Vec<f32> = deviations
-            .chunks_exact(width)
-            .flat_map(|row| channels.iter().map(|ix| usual.bounded(usize::from(*ix), row[usize::from(*ix)])))
-            .collect();
+        let bounded: Vec<f32> =
+            deviations.chunks_exact(width).flat_map(|row| usual.bounded(&channels, |sensor| row[sensor])).collect();
         let bounded = pattern::Rows { values: &bounded, width: channels.len() };
         let learnt = model.filter(|_| !channels.is_empty()).and_then(|model| {
             match LearntModel::from_rows(bounded, &channels, &usual, model) {
@@ -187,9 +186,9 @@ impl Learnt {
                 }
             }
         });
-        let belonging = Belonging::calibrate(bounded, &channels);
-        let pattern = Pattern::calibrate(bounded, channels);
-        Ok((Self { usual, pattern, model: learnt, tried: model.map(ToString::to_string), belonging }, levels))
+        let tried = model.map(ToString::to_string);
+        let (pattern, belonging) = (Pattern::calibrate(bounded), Belonging::calibrate(bounded));
+        Ok((Self { usual, channels, pattern, model: learnt, tried, belonging }, levels))
     }
 
     /// What all sensors together are compared with.
@@ -199,9 +198,12 @@ impl Learnt {
     }
 
     /// What is written out.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub(super) fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
         let model = self.model.as_ref().map(LearntModel::whole);
-        postcard::to_stdvec(&Self { model, ..self.clone() }).unwrap_or_default()
+        postcard::to_stdvec(&Self { model, ..self.clone() })
     }
 }
 
@@ -249,10 +251,8 @@ impl LearntModel {
             |row: &[f32]| row.iter().zip(&mean).zip(&scale).map(|((z, mean), scale)| mean + z * scale).collect();
         let memory = chosen.flat_map(|row| -> Vec<f32> { value(row) }).collect();
         let (loadings, eigenvalues) = components(&known, channels.len(), model.components());
-        let (name, channels) = (model.to_string(), channels.to_vec());
         Self {
-            name,
-            channels,
+            name: model.to_string(),
             mean,
             scale,
             memory,
@@ -269,7 +269,7 @@ impl LearntModel {
     /// # Errors
     /// If tract refuses the graph for so many channels.
     pub(super) fn prepare(&mut self, model: &Model) -> Result<(), ModelError> {
-        let plan = model.plan(self.channels.len())?;
+        let plan = model.plan(self.mean.len())?;
         let calibrated = Calibrated {
             mean: self.mean.clone(),
             scale: self.scale.clone(),
@@ -300,7 +300,7 @@ impl LearntModel {
         let value =
             |row: &'a [f32]| row.iter().zip(&self.mean).zip(&self.scale).map(|((z, mean), scale)| mean + z * scale);
         let window: Vec<f32> = recent.flat_map(value).collect();
-        let mut shares = vec![0.0; self.channels.len()];
+        let mut shares = vec![0.0; self.mean.len()];
         let score = ready.plan.judge(&window, &ready.calibrated, &mut shares)?;
         Ok((score, shares))
     }

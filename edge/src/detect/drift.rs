@@ -35,7 +35,6 @@ const OVER: f32 = 0.5;
 /// How the sensors belong together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Belonging {
-    pub channels: Vec<u16>,
     /// Row after row.
     precision: Vec<f32>,
     /// Whether the others predict the sensor.
@@ -75,7 +74,7 @@ struct Wrong {
 impl Belonging {
     /// Of a calibration's bounded deviations; `None` where no sensor is predicted by others.
     #[must_use]
-    pub fn calibrate(rows: Rows<'_>, channels: &[u16]) -> Option<Self> {
+    pub fn calibrate(rows: Rows<'_>) -> Option<Self> {
         let width = rows.width;
         let warm: Vec<&[f32]> = rows.iter().skip(WARM_UP).collect();
         if !(SENSORS_MIN..=SENSORS_MAX).contains(&width) || warm.len() < 3 * width.max(20) {
@@ -102,7 +101,7 @@ impl Belonging {
             largest = largest.max(wrong(&of_first, &smooth).size);
         }
         let precision = precision(&warm, width)?;
-        Some(Self { channels: channels.to_vec(), precision, predicted, limit: MARGIN * largest })
+        Some(Self { precision, predicted, limit: MARGIN * largest })
     }
 }
 
@@ -113,12 +112,12 @@ impl Drift {
         self.drifting.map(|(sensor, _)| sensor)
     }
 
-    /// Takes a step's bounded deviations.
-    pub fn step(&mut self, belonging: &Belonging, row: &[f32], at: Timestamp) -> Said {
+    /// Takes a step's bounded deviations, and the catalog positions of their channels.
+    pub fn step(&mut self, belonging: &Belonging, channels: &[u16], row: &[f32], at: Timestamp) -> Said {
         self.smooth.resize(row.len(), 0.0);
         go_on(&mut self.smooth, row);
         let wrong = wrong(&belonging.precision, &self.smooth);
-        let change = self.change(belonging, &wrong, at);
+        let change = self.change(belonging, channels, &wrong, at);
         if self.drifting.is_some() || self.suspect.is_some() {
             return Said { change, ..Said::default() };
         }
@@ -127,7 +126,13 @@ impl Drift {
         Said { change, ratio: (wrong.size / (MACHINE_MARGIN * belonging.limit)).sqrt(), shares }
     }
 
-    fn change(&mut self, belonging: &Belonging, wrong: &Wrong, at: Timestamp) -> Option<(u16, Timestamp, bool)> {
+    fn change(
+        &mut self,
+        belonging: &Belonging,
+        channels: &[u16],
+        wrong: &Wrong,
+        at: Timestamp,
+    ) -> Option<(u16, Timestamp, bool)> {
         if let Some((sensor, since)) = self.drifting {
             self.steps = if wrong.size < OVER * belonging.limit { self.steps + 1 } else { 0 };
             if self.steps < STEPS {
@@ -138,7 +143,7 @@ impl Drift {
         }
         let (place, part) = wrong.most;
         let is_one = wrong.size > belonging.limit && part >= EXPLAINED_MIN && belonging.predicted[place];
-        let suspect = is_one.then(|| belonging.channels[place]);
+        let suspect = is_one.then(|| channels[place]);
         self.steps = if suspect.is_some() && suspect == self.suspect { self.steps + 1 } else { 0 };
         self.suspect = suspect;
         let sensor = suspect.filter(|_| self.steps >= STEPS)?;

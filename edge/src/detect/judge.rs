@@ -13,9 +13,9 @@ use super::{
     drift::{self, Drift},
     faults::Faults,
     finding::{CALM, Change, Evidence, Finding},
-    levels::{Follow, Level, Levels},
+    levels::{Follow, Level, Levels, Usual},
     model::Model,
-    pattern::Course,
+    pattern::{Course, Limit},
 };
 use crate::window::Step;
 
@@ -57,11 +57,11 @@ pub struct Judged {
     pub shares: Vec<f32>,
 }
 
-/// How sensors together stand to their limit, and the part of each in that.
+/// How sensors together stand to their limit, and the part of each channel in that; none of any where nothing was said.
 #[derive(Debug, Default)]
 struct Together {
     ratio: f32,
-    shares: Vec<(u16, f32)>,
+    shares: Vec<f32>,
 }
 
 impl Judge {
@@ -154,17 +154,22 @@ impl Judge {
         let sensors = 0..self.findings.len();
         let mut seen: Vec<Level> =
             sensors.map(|sensor| self.levels.step(&learnt.usual, sensor, value(sensor))).collect();
-        let present = seen.iter().filter(|level| !level.deviation.is_nan()).count();
-        if present == 0 || present * 2 < learnt.usual.usable() {
+        let present = seen.iter().filter(|level| !level.is_none()).count();
+        if present == 0 || present * 2 < learnt.channels.len() {
             return None;
         }
-        let apart = self.watch_drift(learnt, &seen, at, events);
-        if let Some(level) = self.drifting().and_then(|sensor| seen.get_mut(sensor)) {
-            *level = Level { deviation: f32::NAN, ..Level::default() };
+        let was_wrong = self.is_wrong();
+        let mut row: Vec<f32> = learnt.usual.bounded(&learnt.channels, |sensor| seen[sensor].deviation).collect();
+        let apart = self.watch_drift(learnt, &seen, &row, at, events);
+        if let Some(sensor) = self.drifting() {
+            seen[sensor] = Level::NONE;
+            if let Some(place) = learnt.channels.iter().position(|channel| usize::from(*channel) == sensor) {
+                row[place] = 0.0;
+            }
         }
         let together = match (&learnt.model, model) {
-            (Some(learnt_model), Some(model)) => self.ask(model, learnt_model, learnt, &seen),
-            _ => self.compare(learnt, &seen),
+            (Some(of_machine), Some(model)) => self.ask(model, of_machine, row),
+            _ => self.compare(learnt, &row),
         };
         let mut together = if apart.ratio > together.ratio { apart } else { together };
         // By 1.0 nothing changes, to the last bit.
@@ -172,45 +177,48 @@ impl Judge {
         for level in &mut seen {
             level.ratio /= self.width.0;
         }
-        self.find(learnt, model.is_some(), &seen, together.ratio, step, faults);
-        Some(judged(&seen, &together))
+        self.find_together(together.ratio, learnt.limit(model.is_some()).filter(|_| !was_wrong));
+        self.excuse(&seen, faults);
+        self.find_alone(&learnt.usual, &seen, together.ratio, was_wrong);
+        Some(judged(&learnt.channels, &seen, &together))
     }
 
     /// What does not belong together any more: one sensor's fault, or else the machine's.
-    fn watch_drift(&mut self, learnt: &Learnt, seen: &[Level], at: Timestamp, events: &mut Vec<EventKind>) -> Together {
+    fn watch_drift(
+        &mut self,
+        learnt: &Learnt,
+        seen: &[Level],
+        row: &[f32],
+        at: Timestamp,
+        events: &mut Vec<EventKind>,
+    ) -> Together {
         let Some(belonging) = &learnt.belonging else { return Together::default() };
         // What is silent does not come back to the others by that.
-        if self.drifting().is_some_and(|sensor| seen.get(sensor).is_none_or(|level| level.deviation.is_nan())) {
+        if self.drifting().is_some_and(|sensor| seen[sensor].is_none()) {
             return Together::default();
         }
-        let row = bounded(learnt, &belonging.channels, seen);
-        let drift::Said { change, ratio, shares } = self.drift.step(belonging, &row, at);
+        let drift::Said { change, ratio, shares } = self.drift.step(belonging, &learnt.channels, row, at);
         events.extend(change.map(|(sensor, since, active)| drifting(sensor, since, active)));
-        Together { ratio, shares: belonging.channels.iter().copied().zip(shares).collect() }
+        Together { ratio, shares }
     }
 
     /// The built-in pattern.
-    fn compare(&mut self, learnt: &Learnt, seen: &[Level]) -> Together {
+    fn compare(&mut self, learnt: &Learnt, row: &[f32]) -> Together {
         let Some(pattern) = &learnt.pattern else { return Together::default() };
-        let row = bounded(learnt, &pattern.channels, seen);
-        let ratio = pattern.step(&row, &mut self.course);
-        Together { ratio, shares: pattern.channels.iter().copied().zip(pattern.shares(&row)).collect() }
+        Together { ratio: pattern.step(row, &mut self.course), shares: pattern.shares(row) }
     }
 
     /// A model.
-    fn ask(&mut self, model: &Model, of_machine: &LearntModel, learnt: &Learnt, seen: &[Level]) -> Together {
+    fn ask(&mut self, model: &Model, of_machine: &LearntModel, row: Vec<f32>) -> Together {
         if self.recent.len() >= model.steps() {
             self.recent.pop_front();
         }
-        self.recent.push_back(bounded(learnt, &of_machine.channels, seen).into_boxed_slice());
+        self.recent.push_back(row.into_boxed_slice());
         if self.recent.len() < model.steps() {
             return Together::default();
         }
         match of_machine.judge(self.recent.iter().map(|row| &row[..])) {
-            Ok((raw, shares)) => Together {
-                ratio: self.course.ratio(raw * raw, of_machine.limit),
-                shares: of_machine.channels.iter().copied().zip(shares).collect(),
-            },
+            Ok((raw, shares)) => Together { ratio: self.course.ratio(raw * raw, of_machine.limit), shares },
             Err(error) => {
                 if self.model_failures == 0 {
                     tracing::warn!(%model, %error, "the model cannot judge a machine: levels alone do");
@@ -221,33 +229,33 @@ impl Judge {
         }
     }
 
-    /// Begins and ends findings, and lets the levels follow where nothing is wrong.
-    fn find(
-        &mut self,
-        learnt: &Learnt,
-        by_model: bool,
-        seen: &[Level],
-        ratio_together: f32,
-        step: &Step,
-        faults: &Faults,
-    ) {
-        let (was_wrong, drifting) = (self.is_wrong(), self.drifting());
-        let evidence = Evidence { ratio: ratio_together, calm_below: CALM.sqrt(), deviation: None };
+    /// Begins or ends what is found of all sensors together; `follows`: the limit that follows the machine while nothing is wrong.
+    fn find_together(&mut self, ratio: f32, follows: Option<Limit>) {
+        let evidence = Evidence { ratio, calm_below: CALM.sqrt(), deviation: None };
         let change = self.together.step(&evidence);
         if change == Some(Change::Ended) {
             self.findings.iter_mut().for_each(Finding::settle);
         } else if !self.together.is_on()
-            && !was_wrong
-            && let Some(limit) = learnt.limit(by_model)
+            && let Some(limit) = follows
         {
             self.course.follow(limit);
         }
+    }
+
+    /// What was found of a sensor that is itself at fault by now says nothing of the machine, and its centre stays where it was.
+    fn excuse(&mut self, seen: &[Level], faults: &Faults) {
+        let drifting = self.drifting();
+        for (sensor, finding) in self.findings.iter_mut().enumerate() {
+            if seen[sensor].is_none() && finding.is_on() && (faults.is_faulty(sensor) || drifting == Some(sensor)) {
+                *finding = Finding::default();
+            }
+        }
+    }
+
+    /// Begins and ends what is found of single sensors, and lets the levels follow where nothing is wrong.
+    fn find_alone(&mut self, usual: &Usual, seen: &[Level], ratio_together: f32, was_wrong: bool) {
         for (sensor, (finding, level)) in self.findings.iter_mut().zip(seen).enumerate() {
-            if level.deviation.is_nan() {
-                // It is the sensor's own fault by now: it says nothing of the machine, and its centre stays where it was.
-                if finding.is_on() && (faults.is_faulty(sensor) || drifting == Some(sensor)) {
-                    *finding = Finding::default();
-                }
+            if level.is_none() {
                 continue;
             }
             let is_settling = finding.is_settling();
@@ -262,7 +270,7 @@ impl Judge {
                 (false, false, true) => Follow::Warily { ratio },
                 (false, false, false) => Follow::Slowly { ratio },
             };
-            self.levels.follow(&learnt.usual, sensor, follow, step.values[sensor]);
+            self.levels.follow(usual, sensor, follow, level.value);
         }
     }
 }
@@ -272,16 +280,16 @@ fn drifting(sensor: u16, since: Timestamp, active: bool) -> EventKind {
 }
 
 /// The largest ratio is the score; a sensor's share is its part of the fourth powers, so that the largest decides.
-fn judged(seen: &[Level], together: &Together) -> Judged {
+fn judged(channels: &[u16], seen: &[Level], together: &Together) -> Judged {
     let mut shares: Vec<f32> = seen.iter().map(|level| level.ratio.powi(4)).collect();
-    for (sensor, share) in &together.shares {
-        shares[usize::from(*sensor)] += share * together.ratio.powi(4);
+    for (channel, share) in channels.iter().zip(&together.shares) {
+        shares[usize::from(*channel)] += share * together.ratio.powi(4);
     }
     let sum: f32 = shares.iter().sum();
-    let present = seen.iter().filter(|level| !level.deviation.is_nan()).count();
+    let present = seen.iter().filter(|level| !level.is_none()).count();
     let even = 1.0 / present.max(1) as f32;
     for (share, level) in shares.iter_mut().zip(seen) {
-        *share = match level.deviation.is_nan() {
+        *share = match level.is_none() {
             _ if sum > 0.0 => *share / sum,
             true => 0.0,
             false => even,
@@ -289,10 +297,4 @@ fn judged(seen: &[Level], together: &Together) -> Judged {
     }
     let score = seen.iter().fold(together.ratio, |score, level| score.max(level.ratio));
     Judged { score, shares }
-}
-
-/// Deviations of these channels, as a pattern sees them.
-fn bounded(learnt: &Learnt, channels: &[u16], seen: &[Level]) -> Vec<f32> {
-    let deviation = |ix: usize| seen.get(ix).map_or(f32::NAN, |level| level.deviation);
-    channels.iter().map(|ix| usize::from(*ix)).map(|ix| learnt.usual.bounded(ix, deviation(ix))).collect()
 }

@@ -89,14 +89,26 @@ pub struct Levels {
 }
 
 /// What a step says of one sensor.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Level {
+    /// What it shows.
+    pub value: f32,
     /// Its deviation in noises; NaN without a value.
     pub deviation: f32,
     /// The largest smoothed deviation as a share of its limit: above 1 it is not where it was.
     pub ratio: f32,
     /// The smoothed deviation of the middle scale.
     pub middle: f32,
+}
+
+impl Level {
+    /// Of a sensor that has no value, or none that says anything of the machine.
+    pub const NONE: Self = Self { value: f32::NAN, deviation: f32::NAN, ratio: 0.0, middle: 0.0 };
+
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.deviation.is_nan()
+    }
 }
 
 /// How a sensor's centre goes on after a step.
@@ -189,7 +201,7 @@ pub fn calibrate(rows: &[&[f32]], width: usize) -> Calibrated {
         for sensor in 0..width {
             let value = row.get(sensor).copied().unwrap_or(f32::NAN);
             let level = levels.take(&usual, sensor, value, &at_held_back[sensor]);
-            if level.deviation.is_nan() {
+            if level.is_none() {
                 continue;
             }
             deviations[step * width + sensor] = level.deviation;
@@ -262,11 +274,13 @@ impl Usual {
         self.noise.iter().filter(|noise| **noise > 0.0).count()
     }
 
-    /// A deviation in its usual sizes, as the pattern sees it; 0 without one.
-    #[must_use]
-    pub fn bounded(&self, sensor: usize, deviation: f32) -> f32 {
-        let size = self.size.get(sensor).copied().unwrap_or(1.0);
-        if deviation.is_nan() { 0.0 } else { (deviation / size).clamp(-DEVIATION_MAX, DEVIATION_MAX) }
+    /// These channels' deviations in their usual sizes, as the pattern sees them; 0 without one.
+    pub fn bounded(&self, channels: &[u16], deviation: impl Fn(usize) -> f32) -> impl Iterator<Item = f32> {
+        channels.iter().map(move |channel| {
+            let sensor = usize::from(*channel);
+            let (deviation, size) = (deviation(sensor), self.size.get(sensor).copied().unwrap_or(1.0));
+            if deviation.is_nan() { 0.0 } else { (deviation / size).clamp(-DEVIATION_MAX, DEVIATION_MAX) }
+        })
     }
 
     fn limit(&self, sensor: usize, scale: usize, spread: f32) -> f32 {
@@ -285,7 +299,7 @@ impl Levels {
     fn take(&mut self, usual: &Usual, sensor: usize, value: f32, learnt: &Means) -> Level {
         let noise = f64::from(usual.noise.get(sensor).copied().unwrap_or_default());
         if noise <= 0.0 || value.is_nan() {
-            return Level { deviation: f32::NAN, ..Level::default() };
+            return Level::NONE;
         }
         let deviation = ((f64::from(value) - self.centre[sensor]) / noise).clamp(-DEVIATION_MOST, DEVIATION_MOST);
         let bounded = deviation.clamp(-STEP_MAX, STEP_MAX) as f32;
@@ -305,7 +319,7 @@ impl Levels {
             ratio = ratio.max(far / (FAR * usual.reach[sensor] * (now / learnt).max(1.0).sqrt()));
         }
         ratio = ratio.max(self.leap(sensor) / (LEAP * usual.leap[sensor]));
-        Level { deviation: deviation as f32, ratio, middle: self.means[sensor][MIDDLE] }
+        Level { value, deviation: deviation as f32, ratio, middle: self.means[sensor][MIDDLE] }
     }
 
     /// How far it went within a few steps.

@@ -43,8 +43,6 @@ const LOST: f64 = 1e-9;
 /// What is usual for all sensors together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pattern {
-    /// Catalog positions.
-    pub channels: Vec<u16>,
     /// Direction after direction, a figure for each channel.
     directions: Vec<f32>,
     /// What a direction's square counts.
@@ -183,13 +181,13 @@ impl Variation {
 }
 
 impl Pattern {
-    /// Of a calibration's deviations, a column for each of `channels`; `None` if they are too few.
+    /// Of a calibration's bounded deviations, a column for each usable channel; `None` if they are too few.
     #[must_use]
-    pub fn calibrate(rows: Rows<'_>, channels: Vec<u16>) -> Option<Self> {
+    pub fn calibrate(rows: Rows<'_>) -> Option<Self> {
         let rows = Rows { values: rows.values.get(WARM_UP * rows.width..)?, width: rows.width };
         // With hardly more rows than sensors the folds know fewer directions than there are.
-        let is_too_wide = rows.len() * (FOLDS - 1) / FOLDS < channels.len() * 5 / 4;
-        if channels.len() < SENSORS_MIN || is_too_wide || rows.len() < FOLDS * 2 * FOLD_WARM_UP {
+        let is_too_wide = rows.len() * (FOLDS - 1) / FOLDS < rows.width * 5 / 4;
+        if rows.width < SENSORS_MIN || is_too_wide || rows.len() < FOLDS * 2 * FOLD_WARM_UP {
             return None;
         }
         let mut held_back = Vec::with_capacity(rows.len());
@@ -212,7 +210,7 @@ impl Pattern {
         let largest = held_back.iter().copied().fold(0.0, f32::max);
         let limit = (box_quantile(mean, variance) as f32).max(largest) + MARGIN;
         let limit = Limit { limit, level: mean as f32 };
-        (limit.limit > 0.0 && limit.limit.is_finite()).then_some(Self { channels, directions, weights, limit })
+        (limit.limit > 0.0 && limit.limit.is_finite()).then_some(Self { directions, weights, limit })
     }
 
     /// The statistic of a step as a share of its limit, by its square root, as a deviation is.

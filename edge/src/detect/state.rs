@@ -3,7 +3,7 @@
 //! | part | what |
 //! |---|---|
 //! | the core | returned to the caller, who keeps it with its own: changes with every step |
-//! | `0x100…` | what calibration learnt, cut into blocks |
+//! | `0x100…` | what calibration learnt, cut into blocks; it begins with [`LEARNT_LAYOUT`], and is made anew where it does not |
 //! | `0x200…` | rows of a calibration that is under way, 25 to a block |
 //! | `0xffff` | labels; a state without them is of a version that had none |
 //!
@@ -22,6 +22,8 @@ const LEARNT_PART: u16 = 0x100;
 const ROWS_PART: u16 = 0x200;
 const LABELS_PART: u16 = u16::MAX;
 const BLOCK_BYTES: usize = 32 * 1_024;
+/// Before there was a mark it began with the number of sensors, which is never 0.
+const LEARNT_LAYOUT: [u8; 2] = [0, 2];
 const ROWS_A_BLOCK: usize = 25;
 
 /// The part of the state that changes with every step.
@@ -46,7 +48,7 @@ impl Detector {
         }
         let serial = self.core.serial.to_le_bytes();
         if let Some(learnt) = self.learnt.as_ref().filter(|_| self.learnt_changed) {
-            let bytes = learnt.encode();
+            let bytes = [&LEARNT_LAYOUT[..], &learnt.encode()?].concat();
             self.learnt_bytes = u32::try_from(bytes.len()).unwrap_or(0);
             self.learnt_changed = false;
             for (number, block) in (LEARNT_PART..ROWS_PART).zip(bytes.chunks(BLOCK_BYTES)) {
@@ -148,7 +150,7 @@ fn blocks(parts: &BTreeMap<u16, Vec<u8>>, from: u16, to: u16, serial: u32) -> Ve
 
 fn learnt_of(parts: &BTreeMap<u16, Vec<u8>>, serial: u32, length: usize) -> Option<Learnt> {
     let bytes = blocks(parts, LEARNT_PART, ROWS_PART, serial);
-    postcard::from_bytes(bytes.get(..length)?).ok()
+    postcard::from_bytes(bytes.get(..length)?.strip_prefix(&LEARNT_LAYOUT)?).ok()
 }
 
 fn rows_of(parts: &BTreeMap<u16, Vec<u8>>, serial: u32, width: usize, rows: usize) -> Option<Rows> {

@@ -464,3 +464,21 @@ fn there_must_be_something_to_accept() {
     run.detector.step(&step(310, vec![0.0; 4]), Mode::Off, &mut Vec::new());
     assert_eq!(run.detector.accept_new_normal(at, &mut Vec::new()), Err(NothingToAccept::NotJudged));
 }
+
+#[test]
+fn what_was_learnt_by_a_version_that_wrote_it_otherwise_is_learnt_anew() {
+    let mut run = Run::calibrated();
+    let mut parts = Vec::new();
+    let core = run.detector.save(&mut parts).unwrap();
+    let mut parts: BTreeMap<u16, Vec<u8>> = parts.into_iter().collect();
+    let restored = |parts: &BTreeMap<u16, Vec<u8>>| {
+        let settings = run.detector.settings.clone();
+        Detector::restore(settings, SECOND, Clock::Trusted, core.clone(), parts).present(Mode::Running).detector
+    };
+    assert_eq!(restored(&parts), DetectorState::Watching);
+    // Behind the calibration's number it began with that of the sensors.
+    let learnt = parts.get_mut(&0x100).unwrap();
+    assert_eq!(learnt[4..7], [0, 2, 4]);
+    learnt.copy_within(6.., 4);
+    assert_eq!(restored(&parts), DetectorState::Calibrating { percent: 0 });
+}
