@@ -1,14 +1,16 @@
 //! Where sensors predict each other: what does not belong together any more, and whether one sensor alone is to blame. A sensor that
 //! drifts away from what the others say is at fault itself, not the machine.
 //!
-//! Deviations of all sensors are smoothed over about 50 steps; where they leave what belongs together (their squared length in the
-//! metric of calibration's precision matrix), the sensor is sought whose value, put where the others predict it, explains the
-//! most (identification by reconstruction: R. Dunia, S. J. Qin and others, *Identification of faulty sensors using principal component
-//! analysis*, 1996). Only if that is nearly all, and the others did predict this sensor in held-back data, it is this sensor. A
-//! machine that goes wrong shows it in more than one, or in one that nothing predicts; where it is more than one, that is a
-//! finding of the pattern.
+//! It is asked of those sensors alone whose values, in held-back data, the others of them predicted: what nothing predicts, as a
+//! temperature that follows slowly, has no place among the others that it could leave, and its level is judged by itself (`levels.rs`).
+//!
+//! Deviations are smoothed over about 50 steps; where they leave what belongs together (their squared length in the metric of calibration's
+//! precision matrix, without the directions of the machine's load: Q rather than T²), the sensor is sought whose value, put where the
+//! others predict it, explains the most (identification by reconstruction: R. Dunia, S. J. Qin and others, *Identification of faulty
+//! sensors using principal component analysis*, 1996). Only if that is nearly all, it is this sensor. A machine that goes wrong shows it in more than one.
 
 use gemba_shared::telemetry::Timestamp;
+use nalgebra::{DMatrix, SymmetricEigen};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,18 +18,19 @@ use super::{
     pattern::{Rows, SENSORS_MIN, covariance},
 };
 
-/// The most sensors for which it is done: the precision matrix is square.
+/// The most sensors of a machine for which it is done: the precision matrix is square.
 const SENSORS_MAX: usize = 64;
 const WEIGHT: f32 = 0.02;
+const FOLDS: usize = 3;
 /// Added to each variance: sensors that are nearly the same must not explain each other to the last digit.
 const RIDGE: f64 = 0.05;
-/// The part of a sensor's variance that the others must have predicted.
+/// The part of a sensor's variance that the others must have predicted in held-back data.
 const PREDICTED_MIN: f64 = 0.6;
 /// The part of what is wrong that one sensor must explain.
 const EXPLAINED_MIN: f32 = 0.85;
 /// Times the largest that was held back; and for what is put down to the machine.
 const MARGIN: f32 = 2.5;
-const MACHINE_MARGIN: f32 = 1.5;
+const MACHINE_MARGIN: f32 = 2.0;
 const STEPS: u16 = 20;
 /// It is over when it has been below this part of the limit for as many steps.
 const OVER: f32 = 0.5;
@@ -35,10 +38,10 @@ const OVER: f32 = 0.5;
 /// How the sensors belong together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Belonging {
-    /// Row after row.
-    precision: Vec<f32>,
-    /// Whether the others predict the sensor.
-    predicted: Vec<bool>,
+    /// The places, among the channels, of those that predict each other.
+    places: Vec<u16>,
+    /// Of these, row after row: see [`stiffness`].
+    stiffness: Vec<f32>,
     limit: f32,
 }
 
@@ -72,37 +75,59 @@ struct Wrong {
 }
 
 impl Belonging {
-    /// Of a calibration's bounded deviations; `None` where no sensor is predicted by others.
+    /// Of a calibration's bounded deviations; `None` where no sensors predict each other.
     #[must_use]
     pub fn calibrate(rows: Rows<'_>) -> Option<Self> {
-        let width = rows.width;
         let warm: Vec<&[f32]> = rows.iter().skip(WARM_UP).collect();
-        if !(SENSORS_MIN..=SENSORS_MAX).contains(&width) || warm.len() < 3 * width.max(20) {
+        if !(SENSORS_MIN..=SENSORS_MAX).contains(&rows.width) || warm.len() < 3 * rows.width.max(20) {
             return None;
         }
-        let (first, held_back) = warm.split_at(warm.len() - warm.len() / 3);
-        let of_first = precision(first, width)?;
-        let mut squares = vec![(0.0_f64, 0.0_f64); width];
-        for row in held_back {
-            let product = times(&of_first, row);
+        let mut places: Vec<u16> = (0..).take(rows.width).collect();
+        loop {
+            let predicted = predicted(&warm, &places)?;
+            if predicted.len() == places.len() {
+                break;
+            }
+            places = predicted;
+            if places.len() < 2 {
+                return None;
+            }
+        }
+        let (first, _) = warm.split_at(warm.len() - warm.len() / 3);
+        let of_first = stiffness(first, &places);
+        let (mut smooth, mut largest) = (vec![0.0; places.len()], 0.0_f32);
+        for row in &warm {
+            go_on(&mut smooth, row, &places);
+            largest = largest.max(wrong(&of_first, &smooth).size);
+        }
+        let stiffness = stiffness(&warm, &places);
+        Some(Self { places, stiffness, limit: MARGIN * largest })
+    }
+}
+
+/// The places whose values the others predict, in data that were held back, fold by fold.
+fn predicted(rows: &[&[f32]], places: &[u16]) -> Option<Vec<u16>> {
+    let mut squares = vec![(0.0_f64, 0.0_f64); places.len()];
+    for fold in 0..FOLDS {
+        let (from, to) = (fold * rows.len() / FOLDS, (fold + 1) * rows.len() / FOLDS);
+        let precision = precision(&[&rows[..from], &rows[to..]].concat(), places)?;
+        for row in &rows[from..to] {
+            let row: Vec<f32> = of_places(row, places).collect();
+            let product = times(&precision, &row);
             for (i, (residual, whole)) in squares.iter_mut().enumerate() {
-                *residual += f64::from(product[i] / of_first[i * width + i]).powi(2);
+                *residual += f64::from(product[i] / precision[i * places.len() + i]).powi(2);
                 *whole += f64::from(row[i]).powi(2);
             }
         }
-        let predicted: Vec<bool> =
-            squares.iter().map(|(residual, whole)| *residual < (1.0 - PREDICTED_MIN) * whole).collect();
-        if !predicted.contains(&true) {
-            return None;
-        }
-        let (mut smooth, mut largest) = (vec![0.0; width], 0.0_f32);
-        for row in &warm {
-            go_on(&mut smooth, row);
-            largest = largest.max(wrong(&of_first, &smooth).size);
-        }
-        let precision = precision(&warm, width)?;
-        Some(Self { precision, predicted, limit: MARGIN * largest })
     }
+    let is_predicted = |(residual, whole): &(f64, f64)| *residual < (1.0 - PREDICTED_MIN) * whole;
+    let predicted =
+        places.iter().zip(&squares).filter(|(_, squares)| is_predicted(squares)).map(|(place, _)| *place).collect();
+    Some(predicted)
+}
+
+fn of_places<'a>(row: &'a [f32], places: &'a [u16]) -> impl Iterator<Item = f32> + 'a {
+    places.iter().map(|place| row[usize::from(*place)])
 }
 
 impl Drift {
@@ -114,15 +139,18 @@ impl Drift {
 
     /// Takes a step's bounded deviations, and the catalog positions of their channels.
     pub fn step(&mut self, belonging: &Belonging, channels: &[u16], row: &[f32], at: Timestamp) -> Said {
-        self.smooth.resize(row.len(), 0.0);
-        go_on(&mut self.smooth, row);
-        let wrong = wrong(&belonging.precision, &self.smooth);
+        self.smooth.resize(belonging.places.len(), 0.0);
+        go_on(&mut self.smooth, row, &belonging.places);
+        let wrong = wrong(&belonging.stiffness, &self.smooth);
         let change = self.change(belonging, channels, &wrong, at);
         if self.drifting.is_some() || self.suspect.is_some() {
             return Said { change, ..Said::default() };
         }
         let sum: f32 = wrong.explained.iter().sum();
-        let shares = wrong.explained.iter().map(|part| if sum > 0.0 { part / sum } else { 0.0 }).collect();
+        let mut shares = vec![0.0; row.len()];
+        for (place, part) in belonging.places.iter().zip(&wrong.explained).filter(|_| sum > 0.0) {
+            shares[usize::from(*place)] = part / sum;
+        }
         Said { change, ratio: (wrong.size / (MACHINE_MARGIN * belonging.limit)).sqrt(), shares }
     }
 
@@ -142,8 +170,8 @@ impl Drift {
             return Some((sensor, since, false));
         }
         let (place, part) = wrong.most;
-        let is_one = wrong.size > belonging.limit && part >= EXPLAINED_MIN && belonging.predicted[place];
-        let suspect = is_one.then(|| channels[place]);
+        let is_one = wrong.size > belonging.limit && part >= EXPLAINED_MIN;
+        let suspect = is_one.then(|| channels[usize::from(belonging.places[place])]);
         self.steps = if suspect.is_some() && suspect == self.suspect { self.steps + 1 } else { 0 };
         self.suspect = suspect;
         let sensor = suspect.filter(|_| self.steps >= STEPS)?;
@@ -152,39 +180,60 @@ impl Drift {
         Some((sensor, at, true))
     }
 
+    /// What was smoothed is of no use; a sensor that drifts does so until it is seen to be back.
+    pub fn forget(&mut self) {
+        *self = Self { drifting: self.drifting, ..Self::default() };
+    }
+
     /// After a pause, or when what is seen is accepted; gives the sensor that drifted.
     pub fn reset(&mut self) -> Option<(u16, Timestamp)> {
         std::mem::take(self).drifting
     }
 }
 
-fn go_on(smooth: &mut [f32], row: &[f32]) {
-    for (smooth, value) in smooth.iter_mut().zip(row) {
+fn go_on(smooth: &mut [f32], row: &[f32], places: &[u16]) {
+    for (smooth, value) in smooth.iter_mut().zip(of_places(row, places)) {
         *smooth += WEIGHT * (value - *smooth);
     }
 }
 
+/// The rows' covariance at these places.
+fn covariance_at(rows: &[&[f32]], places: &[u16]) -> DMatrix<f64> {
+    let rows: Vec<f32> = rows.iter().flat_map(|row| of_places(row, places)).collect();
+    covariance(rows.chunks_exact(places.len()), places.len()) + DMatrix::identity(places.len(), places.len()) * RIDGE
+}
+
 /// The inverse of the rows' covariance, row after row.
-fn precision(rows: &[&[f32]], width: usize) -> Option<Vec<f32>> {
-    let mut covariance = covariance(rows.iter().copied(), width);
-    for i in 0..width {
-        covariance[(i, i)] += RIDGE;
-    }
-    let inverse = covariance.cholesky()?.inverse();
+fn precision(rows: &[&[f32]], places: &[u16]) -> Option<Vec<f32>> {
+    let inverse = covariance_at(rows, places).cholesky()?.inverse();
     // It is symmetric, so that columns are rows.
     Some(inverse.iter().map(|figure| *figure as f32).collect())
+}
+
+/// The same without the directions in which the sensors move more than in the mean of all (Kaiser's rule): there they go with the machine's
+/// load, which may be larger than it was and takes none of them from its place among the others.
+fn stiffness(rows: &[&[f32]], places: &[u16]) -> Vec<f32> {
+    let eigen = SymmetricEigen::new(covariance_at(rows, places));
+    let mean = eigen.eigenvalues.mean();
+    let mut inverse = DMatrix::<f64>::zeros(places.len(), places.len());
+    for (variance, direction) in eigen.eigenvalues.iter().zip(eigen.eigenvectors.column_iter()) {
+        if *variance <= mean {
+            inverse += direction * direction.transpose() / *variance;
+        }
+    }
+    inverse.iter().map(|figure| *figure as f32).collect()
 }
 
 fn times(precision: &[f32], row: &[f32]) -> Vec<f32> {
     precision.chunks_exact(row.len()).map(|line| line.iter().zip(row).map(|(a, b)| a * b).sum()).collect()
 }
 
-fn wrong(precision: &[f32], smooth: &[f32]) -> Wrong {
+fn wrong(stiffness: &[f32], smooth: &[f32]) -> Wrong {
     let width = smooth.len();
-    let product = times(precision, smooth);
+    let product = times(stiffness, smooth);
     let size: f32 = product.iter().zip(smooth).map(|(a, b)| a * b).sum();
     let explained: Vec<f32> =
-        product.iter().enumerate().map(|(i, value)| value * value / precision[i * width + i]).collect();
+        product.iter().enumerate().map(|(i, value)| value * value / stiffness[i * width + i]).collect();
     let most = explained.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
     let (place, most) = most.unwrap_or((0, 0.0));
     Wrong { size, explained, most: (place, if size > 0.0 { most / size } else { 0.0 }) }
