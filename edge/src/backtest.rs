@@ -292,6 +292,7 @@ impl Machine {
         self.rows.calibrating += u64::from(calibrating);
         self.rows.in_alarm += u64::from(alarm);
         self.rows.judged += u64::from(verdict.score.is_some());
+        self.rows.off += u64::from(self.detector.is_off());
         if let (Some(anomalous), false) = (row.anomalous, calibrating) {
             self.score.count(row.at, alarm, anomalous, self.sampling.period_us);
         }

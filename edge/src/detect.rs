@@ -11,19 +11,19 @@
 //!    others say (`drift.rs`): they do not count for the machine.
 //! 5. What people say of anomalies is remembered, and may make all limits of the machine a little wider (`labels.rs`).
 //!
-//! A machine that is off, idle or out of service is neither learnt from nor judged (idle is another machine than running); an
-//! anomaly that was open stays open until it is judged again. With less than half of its usable sensors the detector is blind.
+//! A machine that is off (`standstill.rs` finds that where nobody says it), idle or out of service is neither learnt from nor judged (idle is
+//! another machine than running); an anomaly that was open stays open until it is judged again, and what cooled meanwhile has time to come
+//! back (`returning.rs`). With less than half of its usable sensors the detector is blind.
 //!
 //! Health is 100 % up to half the threshold, falls to 60 % at the threshold and to 0 % at three times it, linearly
 //! in between, of the score smoothed over about ten steps. Its trend says how long the machine has (`life.rs`).
 //!
 //! No I/O and no clock. State in parts: what changes with every step, what calibration learnt, while it runs its rows, and labels.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use gemba_shared::telemetry::{
-    Anomaly, Clock, DetectorState, EventKind, Mode, NormalShift, RawWindow, Timestamp, Uncalibrated, Verdict,
-    WINDOW_SENSORS_MAX, WINDOW_STEPS_MAX,
+    Anomaly, Clock, DetectorState, EventKind, Mode, NormalShift, Timestamp, Uncalibrated, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
@@ -35,21 +35,26 @@ pub mod commands;
 pub mod drift;
 pub mod faults;
 pub mod finding;
+pub mod history;
 pub mod judge;
 pub mod labels;
 pub mod levels;
 pub mod life;
 pub mod model;
 pub mod pattern;
+pub mod returning;
+pub mod standstill;
 pub mod state;
 
 use alarm::{Alarm, Change};
 use calibration::{Learnt, Rows};
 use faults::Faults;
+use history::History;
 use judge::{Judge, Judged};
 use labels::Labels;
 use life::Life;
 use model::Model;
+use standstill::{Look, Standstill};
 
 /// The name of the built-in detector.
 pub const BASELINE: &str = "baseline 3";
@@ -85,8 +90,11 @@ pub struct Detector {
     /// While calibrating.
     rows: Rows,
     learnt: Option<Learnt>,
+    standstill: Standstill,
+    /// Steps that may be of a stop, and are judged if they are not.
+    waiting: Vec<Step>,
     /// The latest steps' raw values, for events.
-    history: VecDeque<(Timestamp, Box<[f32]>)>,
+    history: History,
     learnt_changed: bool,
     /// Of what was learnt, as it was last written out.
     learnt_bytes: u32,
@@ -95,6 +103,8 @@ pub struct Detector {
     /// What people said of anomalies.
     labels: Labels,
     labels_changed: bool,
+    /// What was written out of stops.
+    stops_saved: Vec<u8>,
     /// By which clock steps count.
     timeline: Clock,
 }
@@ -133,7 +143,10 @@ impl Detector {
             core: Core::default(),
             rows: Rows::default(),
             learnt: None,
-            history: VecDeque::with_capacity(WINDOW_STEPS_MAX),
+            standstill: Standstill::default(),
+            waiting: Vec::new(),
+            stops_saved: Vec::new(),
+            history: History::default(),
             learnt_changed: false,
             learnt_bytes: 0,
             until_told: false,
@@ -216,6 +229,7 @@ impl Detector {
         self.rows = Rows::default();
         let serial = self.core.serial.wrapping_add(1);
         self.core = Core { serial, out_of_service: self.core.out_of_service, ..Core::default() };
+        (self.standstill, self.waiting) = Default::default();
         self.labels.begin_anew();
         self.labels_changed = true;
     }
@@ -226,16 +240,15 @@ impl Detector {
         self.core.last_step = Some(step.start);
         if paused {
             self.core.judge.reset();
+            self.waiting.clear();
         }
-        self.remember(step);
+        self.history.push(step);
         self.core.score = None;
         if matches!(mode, Mode::Off | Mode::Idle) || self.core.out_of_service {
-            self.core.settle = SETTLE_STEPS;
-            self.core.judge.reset();
+            self.rest(step);
             return;
         }
-        let end = step.start.plus_us(self.step_us);
-        let Some(learnt) = self.learnt.take() else {
+        let Some(look) = self.look(step, mode) else {
             // What comes after a pause is not usual yet.
             if self.core.settle > 0 {
                 self.core.settle -= 1;
@@ -248,6 +261,42 @@ impl Detector {
             }
             return;
         };
+        match look {
+            Look::Off => self.rest(step),
+            Look::Waits => self.waiting.push(step.clone()),
+            Look::Runs => {
+                for waited in std::mem::take(&mut self.waiting) {
+                    self.judge(&waited, events);
+                }
+                self.judge(step, events);
+            }
+        }
+    }
+
+    /// What the step is, where nobody says what the machine does; `None` while it is calibrated.
+    fn look(&mut self, step: &Step, mode: Mode) -> Option<Look> {
+        let Learnt { usual, channels, .. } = self.learnt.as_ref()?;
+        if mode != Mode::Unknown {
+            self.standstill = Standstill::default();
+            return Some(Look::Runs);
+        }
+        let (levels, may_wait) = (self.core.judge.levels(), !self.core.alarm.is_open());
+        Some(self.standstill.step(usual, levels, channels, &step.values, may_wait))
+    }
+
+    /// A step in which the machine is neither judged nor learnt from.
+    fn rest(&mut self, step: &Step) {
+        self.waiting.clear();
+        self.core.settle = SETTLE_STEPS;
+        self.core.judge.reset();
+        if let Some(learnt) = &self.learnt {
+            self.core.judge.stand(&learnt.usual, &step.values);
+        }
+    }
+
+    fn judge(&mut self, step: &Step, events: &mut Vec<EventKind>) {
+        let Some(learnt) = self.learnt.take() else { return };
+        let end = step.start.plus_us(self.step_us);
         self.core.faults.step(step, self.step_us, &learnt.usual, self.settings.calibration_steps, events);
         let judged = if self.core.settle > 0 {
             self.core.settle -= 1;
@@ -266,13 +315,6 @@ impl Detector {
 
     fn calibration_steps(&self) -> usize {
         self.settings.calibration_steps.max(CALIBRATION_STEPS_MIN) as usize
-    }
-
-    fn remember(&mut self, step: &Step) {
-        if self.history.len() == WINDOW_STEPS_MAX {
-            self.history.pop_front();
-        }
-        self.history.push_back((step.start, step.values.clone().into_boxed_slice()));
     }
 
     fn finish_calibration(&mut self) {
@@ -325,7 +367,7 @@ impl Detector {
             threshold: self.threshold(),
             shares: judged.shares.clone(),
             model: self.judge_name(),
-            window: self.raw_window(&judged.shares),
+            window: self.history.window(&judged.shares, self.step_us),
         };
         events.push(match change {
             Change::Opened(..) => EventKind::AnomalyOpened(anomaly),
@@ -355,33 +397,10 @@ impl Detector {
         }
     }
 
-    fn raw_window(&self, shares: &[f32]) -> Option<RawWindow> {
-        let mut sensors: Vec<u16> = (0..).zip(shares).filter(|(_, share)| **share > 0.0).map(|(ix, _)| ix).collect();
-        sensors.sort_by(|a, b| shares[usize::from(*b)].total_cmp(&shares[usize::from(*a)]));
-        sensors.truncate(WINDOW_SENSORS_MAX);
-        if sensors.is_empty() {
-            return None;
-        }
-        // After a pause the rows before it are not of this window.
-        let (last, _) = self.history.back()?;
-        let mut rows = 0_i64;
-        for (start, _) in self.history.iter().rev() {
-            if *start != last.plus_us(-rows * self.step_us) {
-                break;
-            }
-            rows += 1;
-        }
-        let rows = usize::try_from(rows).unwrap_or(0);
-        let skipped = self.history.len() - rows;
-        let values = self.history.iter().skip(skipped).flat_map(|(_, row)| {
-            sensors.iter().map(|ix| row.get(usize::from(*ix)).copied().unwrap_or(f32::NAN)).collect::<Vec<_>>()
-        });
-        Some(RawWindow {
-            step_ms: u32::try_from(self.step_us / 1_000).unwrap_or(u32::MAX),
-            first: self.history.get(skipped)?.0,
-            values: values.collect(),
-            sensors,
-        })
+    /// Whether the sensors show that the machine is switched off, though nobody says so.
+    #[must_use]
+    pub const fn is_off(&self) -> bool {
+        self.standstill.is_off()
     }
 
     /// How things stand; the largest score since this was last called is in it.

@@ -66,7 +66,7 @@ struct FaultArgs {
     control: PathBuf,
     /// As `pump-3`
     machine: MachineId,
-    /// bearing, valve, cavitation, frozen or drift
+    /// bearing, valve, cavitation, frozen or drift; or stop: it is switched off
     kind: FaultKind,
     /// When it begins, in the plant's time
     #[arg(long, value_name = "DURATION", default_value = "0s")]

@@ -26,7 +26,7 @@ mod told;
 pub use state::Mark;
 use told::Told;
 
-/// When a machine is off or idle: by the value of one sensor.
+/// When a machine is off or idle: by the value of one sensor. Without it, the detector finds off where it can.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModeRule {
     pub sensor: SensorId,
@@ -278,8 +278,9 @@ impl Machine {
     }
 
     fn judge(&mut self, step: &Step, clock: Clock, events: &mut Vec<EventKind>, records: &mut Vec<(Lane, Record)>) {
-        self.mode = self.mode_in(step);
-        self.detector.step(step, self.mode, events);
+        let told = self.mode_in(step);
+        self.detector.step(step, told, events);
+        self.mode = if told == Mode::Unknown && self.detector.is_off() { Mode::Off } else { told };
         let at = step.start.plus_us(self.settings.periods.step_us);
         for kind in events.drain(..) {
             self.tell_event(kind, at, clock, records);

@@ -87,6 +87,8 @@ pub(super) struct Counted {
     /// After which there was a score.
     pub judged: u64,
     pub in_alarm: u64,
+    /// In which the machine was found to be off.
+    pub off: u64,
     /// With a time that is not after all before it.
     pub not_in_order: u64,
     /// Of which no value was taken.
@@ -125,6 +127,9 @@ impl Summary {
             self.step_us as f64 / 1e6,
             self.judge
         );
+        if rows.off > 0 {
+            write!(text, "\n  {} s off, not judged", seconds(rows.off)).expect("a String takes everything");
+        }
         if let Some(reason) = self.why_not() {
             text = text + "\n  nothing was judged: " + &reason;
         }
@@ -179,6 +184,7 @@ impl Summary {
             "rows_empty": self.rows.empty,
             "calibrating_s": seconds(self.rows.calibrating),
             "in_alarm_s": seconds(self.rows.in_alarm),
+            "off_s": seconds(self.rows.off),
             "not_judged": self.why_not(),
             "new_normal_asked": self.shifts,
             "alarms": self.alarms.iter().map(alarm).collect::<Vec<_>>(),

@@ -35,7 +35,7 @@ impl Detector {
     pub fn accept_new_normal(&mut self, at: Timestamp, events: &mut Vec<EventKind>) -> Result<(), NothingToAccept> {
         let learnt = self.learnt.as_ref().ok_or(NothingToAccept::NotCalibrated)?;
         self.core.score.ok_or(NothingToAccept::NotJudged)?;
-        let (_, values) = self.history.back().ok_or(NothingToAccept::NotSeen)?;
+        let values = self.history.last().ok_or(NothingToAccept::NotSeen)?;
         tracing::info!(at = at.as_millis(), "what a machine shows is its new normal");
         self.core.judge.accept(values, learnt, self.settings.model.is_some(), &self.core.faults);
         self.close(events);

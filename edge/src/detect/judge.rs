@@ -16,6 +16,7 @@ use super::{
     levels::{Follow, Level, Levels, Usual},
     model::Model,
     pattern::{Course, Limit},
+    returning::Returning,
 };
 use crate::window::Step;
 
@@ -36,6 +37,9 @@ pub struct Judge {
     /// Of all limits; kept with the labels that it comes of.
     #[serde(skip)]
     width: Width,
+    /// Kept by itself.
+    #[serde(skip)]
+    pub returning: Returning,
 }
 
 /// How many times as wide as they were learnt the limits are.
@@ -86,11 +90,23 @@ impl Judge {
                 *value = f32::NAN;
             }
         }
+        self.returning = Returning::default();
         self.levels.accept(&accepted);
         if let Some(limit) = learnt.limit(by_model) {
             self.course.accept(limit);
         }
         self.reset();
+    }
+
+    #[must_use]
+    pub const fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    /// The machine stands, and shows this.
+    pub fn stand(&mut self, usual: &Usual, values: &[f32]) {
+        self.returning.stand(self.levels.deviations(usual, values));
+        self.drift.forget();
     }
 
     /// Another judge than before judges all sensors together.
@@ -158,6 +174,7 @@ impl Judge {
         if present == 0 || present * 2 < learnt.channels.len() {
             return None;
         }
+        self.returning.excuse(&learnt.usual, &mut seen);
         let was_wrong = self.is_wrong();
         let mut row: Vec<f32> = learnt.usual.bounded(&learnt.channels, |sensor| seen[sensor].deviation).collect();
         let apart = self.watch_drift(learnt, &seen, &row, at, events);
@@ -193,6 +210,11 @@ impl Judge {
         events: &mut Vec<EventKind>,
     ) -> Together {
         let Some(belonging) = &learnt.belonging else { return Together::default() };
+        // What returns from a stop is not with the others yet.
+        if self.returning.is_on() {
+            self.drift.forget();
+            return Together::default();
+        }
         // What is silent does not come back to the others by that.
         if self.drifting().is_some_and(|sensor| seen[sensor].is_none()) {
             return Together::default();

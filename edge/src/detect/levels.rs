@@ -274,6 +274,13 @@ impl Usual {
         self.noise.iter().filter(|noise| **noise > 0.0).count()
     }
 
+    /// How far a sensor usually is from its centre.
+    #[must_use]
+    pub fn deviation(&self, sensor: usize) -> f64 {
+        let of = |figures: &[f32]| figures.get(sensor).copied().map_or(0.0, f64::from);
+        of(&self.noise) * of(&self.size)
+    }
+
     /// These channels' deviations in their usual sizes, as the pattern sees them; 0 without one.
     pub fn bounded(&self, channels: &[u16], deviation: impl Fn(usize) -> f32) -> impl Iterator<Item = f32> {
         channels.iter().map(move |channel| {
@@ -301,7 +308,7 @@ impl Levels {
         if noise <= 0.0 || value.is_nan() {
             return Level::NONE;
         }
-        let deviation = ((f64::from(value) - self.centre[sensor]) / noise).clamp(-DEVIATION_MOST, DEVIATION_MOST);
+        let deviation = self.deviation(sensor, value, noise);
         let bounded = deviation.clamp(-STEP_MAX, STEP_MAX) as f32;
         let mut ratio = 0.0_f32;
         for scale in 0..WEIGHTS.len() {
@@ -320,6 +327,20 @@ impl Levels {
         }
         ratio = ratio.max(self.leap(sensor) / (LEAP * usual.leap[sensor]));
         Level { value, deviation: deviation as f32, ratio, middle: self.means[sensor][MIDDLE] }
+    }
+
+    fn deviation(&self, sensor: usize, value: f32, noise: f64) -> f64 {
+        ((f64::from(value) - self.centre[sensor]) / noise).clamp(-DEVIATION_MOST, DEVIATION_MOST)
+    }
+
+    /// The sensors' deviations in noises; NaN without one.
+    #[must_use]
+    pub fn deviations(&self, usual: &Usual, values: &[f32]) -> Vec<f32> {
+        let deviation = |(sensor, noise): (usize, &f32)| match values.get(sensor) {
+            Some(value) if *noise > 0.0 => self.deviation(sensor, *value, f64::from(*noise)) as f32,
+            _ => f32::NAN,
+        };
+        usual.noise.iter().enumerate().map(deviation).collect()
     }
 
     /// How far it went within a few steps.

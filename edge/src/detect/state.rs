@@ -5,9 +5,10 @@
 //! | the core | returned to the caller, who keeps it with its own: changes with every step |
 //! | `0x100…` | what calibration learnt, cut into blocks; it begins with [`LEARNT_LAYOUT`], and is made anew where it does not |
 //! | `0x200…` | rows of a calibration that is under way, 25 to a block |
-//! | `0xffff` | labels; a state without them is of a version that had none |
+//! | `0xfffe` | stops: whether it is off, and what comes back from one |
+//! | `0xffff` | labels |
 //!
-//! Each block but labels begins with the serial number of its calibration. The raw steps that events carry are not kept: after
+//! A state without stops or labels is of a version that had none. Each block of the others begins with the serial number of its calibration. The raw steps that events carry are not kept: after
 //! a restart an event's window begins with it.
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use super::{Core, DetectSettings, Detector, Labels, Learnt, Rows};
 
 const LEARNT_PART: u16 = 0x100;
 const ROWS_PART: u16 = 0x200;
+const STOPS_PART: u16 = u16::MAX - 1;
 const LABELS_PART: u16 = u16::MAX;
 const BLOCK_BYTES: usize = 32 * 1_024;
 /// Before there was a mark it began with the number of sensors, which is never 0.
@@ -45,6 +47,11 @@ impl Detector {
         if self.labels_changed {
             parts.push((LABELS_PART, postcard::to_stdvec(&self.labels)?));
             self.labels_changed = false;
+        }
+        let stops = postcard::to_stdvec(&(&self.standstill, &self.core.judge.returning))?;
+        if stops != self.stops_saved {
+            parts.push((STOPS_PART, stops.clone()));
+            self.stops_saved = stops;
         }
         let serial = self.core.serial.to_le_bytes();
         if let Some(learnt) = self.learnt.as_ref().filter(|_| self.learnt_changed) {
@@ -86,6 +93,10 @@ impl Detector {
         let learnt_bytes = state.learnt_bytes as usize;
         let (width, rows) = (usize::from(state.rows_width), state.rows as usize);
         this.core = state.core;
+        if let Some(stops) = parts.get(&STOPS_PART) {
+            (this.standstill, this.core.judge.returning) = postcard::from_bytes(stops).unwrap_or_default();
+            this.stops_saved.clone_from(stops);
+        }
         let whole = if learnt_bytes > 0 {
             let learnt = learnt_of(parts, serial, learnt_bytes);
             this.learnt = learnt.and_then(|learnt| this.prepare(learnt));
@@ -154,7 +165,7 @@ fn learnt_of(parts: &BTreeMap<u16, Vec<u8>>, serial: u32, length: usize) -> Opti
 }
 
 fn rows_of(parts: &BTreeMap<u16, Vec<u8>>, serial: u32, width: usize, rows: usize) -> Option<Rows> {
-    let bytes = blocks(parts, ROWS_PART, u16::MAX, serial);
+    let bytes = blocks(parts, ROWS_PART, STOPS_PART, serial);
     let bytes = bytes.get(..width * rows * 4)?;
     let (values, _) = bytes.as_chunks::<4>();
     Rows::from_saved(width, values.iter().map(|value| f32::from_le_bytes(*value)).collect())

@@ -42,7 +42,9 @@ const FLOW: usize = 2;
 
 /// How long a fault takes from its first sign to its full extent.
 const DEVELOPMENT_S: f64 = 60.0;
-/// How long the pump takes to be healthy again when a fault ends.
+/// How long the pump takes to stand when it is switched off.
+const COAST_S: f64 = 4.0;
+/// How long the pump takes to be healthy again when a fault ends, and to run when it is switched on.
 const RECOVERY_S: f64 = 5.0;
 
 /// Pressure without flow, bar; what the pump loses at the square of the flow, bar/(m3/h)².
@@ -66,7 +68,7 @@ const DEMAND_SD: f64 = 0.008;
 const BEARING_LAG_S: f64 = 60.0;
 const MOTOR_LAG_S: f64 = 100.0;
 
-/// What can go wrong.
+/// What can happen to a pump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
     /// A bearing at the drive end wears: vibration, heat, a little friction.
@@ -79,10 +81,12 @@ pub enum FaultKind {
     Frozen,
     /// The flow sensor shows more and more.
     Drift,
+    /// Nothing is wrong: the pump is switched off, and on again when this ends.
+    Stop,
 }
 
 impl FaultKind {
-    pub const ALL: [Self; 5] = [Self::Bearing, Self::Valve, Self::Cavitation, Self::Frozen, Self::Drift];
+    pub const ALL: [Self; 6] = [Self::Bearing, Self::Valve, Self::Cavitation, Self::Frozen, Self::Drift, Self::Stop];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -92,6 +96,7 @@ impl FaultKind {
             Self::Cavitation => "cavitation",
             Self::Frozen => "frozen",
             Self::Drift => "drift",
+            Self::Stop => "stop",
         }
     }
 }
@@ -129,7 +134,8 @@ impl Fault {
         if age_s < 0.0 {
             return 0.0;
         }
-        let developed = |age_s: f64| (age_s / DEVELOPMENT_S).min(1.0);
+        let development_s = if self.kind == FaultKind::Stop { COAST_S } else { DEVELOPMENT_S };
+        let developed = |age_s: f64| (age_s / development_s).min(1.0);
         match self.lasts {
             Some(lasts) if age_s >= lasts.as_secs_f64() => {
                 let over_s = age_s - lasts.as_secs_f64();
@@ -163,6 +169,7 @@ struct Severity {
     cavitation: f64,
     frozen: f64,
     drift: f64,
+    stop: f64,
 }
 
 impl Pump {
@@ -199,7 +206,8 @@ impl Pump {
         let kept = (-dt_s / DEMAND_S).exp();
         let fresh = if first { 1.0 } else { (1.0 - kept * kept).sqrt() };
         self.demand = self.demand * kept + DEMAND_SD * fresh * normal(&mut self.rng);
-        let speed = 1.0 + self.demand;
+        let turns = 1.0 - severity.stop;
+        let speed = (1.0 + self.demand) * turns;
 
         let flutter = 1.0 - severity.cavitation * (0.10 + 0.05 * normal(&mut self.rng).abs());
         let valve = VALVE_OPEN * (1.0 - 0.6 * severity.valve);
@@ -209,12 +217,12 @@ impl Pump {
         let pressure = head - PUMP_SLOPE * flow * flow;
 
         // Away from the best point the efficiency falls and the vibration grows.
-        let off_best = flow / (BEST_FLOW * speed) - 1.0;
+        let off_best = if turns > 0.0 { flow / (BEST_FLOW * speed) - 1.0 } else { 0.0 };
         let efficiency = PUMP_EFFICIENCY * (1.0 - 0.5 * off_best * off_best) * (1.0 - 0.05 * severity.cavitation);
         let shaft_kw = pressure * flow / 36.0 / efficiency + 0.4 * speed + 0.35 * severity.bearing;
         let power_kw = shaft_kw / MOTOR_EFFICIENCY;
         let current_a = power_kw / KW_PER_A;
-        let rough = 1.0 + severity.cavitation * 0.3 * normal(&mut self.rng).abs();
+        let rough = turns * (1.0 + severity.cavitation * 0.3 * normal(&mut self.rng).abs());
         let vibration_de =
             (1.6 * self.build + 3.0 * off_best * off_best + 4.5 * severity.bearing + 2.5 * severity.cavitation) * rough;
         let vibration_nde =
@@ -240,6 +248,7 @@ impl Pump {
                 FaultKind::Cavitation => &mut severity.cavitation,
                 FaultKind::Frozen => &mut severity.frozen,
                 FaultKind::Drift => &mut severity.drift,
+                FaultKind::Stop => &mut severity.stop,
             };
             *slot = slot.max(fault.severity(at));
         }
@@ -361,6 +370,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pump_that_is_switched_off_stands_and_cools_and_comes_back() {
+        let rows = run(3, 1, Some((FaultKind::Stop, Some(Duration::from_secs(150)))));
+        let healthy = run(3, 1, None);
+        for sensor in ["motor_current", "discharge_pressure", "flow", "vibration_de", "vibration_nde", "power"] {
+            let sensor = SENSORS.iter().position(|known| known.name == sensor).unwrap();
+            assert!(rows[310][sensor] < 0.1 * healthy[310][sensor], "{}", SENSORS[sensor].name);
+            assert_eq!(rows[460][sensor], healthy[460][sensor], "{}", SENSORS[sensor].name);
+        }
+        let motor = SENSORS.iter().position(|sensor| sensor.name == "motor_temperature").unwrap();
+        assert!(rows[310][motor] > 0.8 * healthy[310][motor] && rows[450][motor] < 0.6 * healthy[450][motor]);
+        assert!(rows[599][motor] > rows[460][motor] + 10.0, "{} {}", rows[599][motor], rows[460][motor]);
+    }
+
+    #[test]
     fn drift_moves_nothing_but_its_sensor() {
         let (healthy, drifting) = (run(3, 1, None), run(3, 1, Some((FaultKind::Drift, None))));
         for (healthy, drifting) in healthy.iter().zip(&drifting) {
@@ -385,7 +408,7 @@ mod tests {
         }
         assert_eq!(
             "fire".parse::<FaultKind>().unwrap_err(),
-            "there is no fault \"fire\"; there are bearing, valve, cavitation, frozen, drift"
+            "there is no fault \"fire\"; there are bearing, valve, cavitation, frozen, drift, stop"
         );
     }
 }
