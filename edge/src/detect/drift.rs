@@ -31,6 +31,8 @@ const EXPLAINED_MIN: f32 = 0.85;
 /// Times the largest that was held back; and for what is put down to the machine.
 const MARGIN: f32 = 2.5;
 const MACHINE_MARGIN: f32 = 2.0;
+/// Sensors that are the same to the last digit may leave each other by some more.
+const SIZE_MIN: f32 = 0.05;
 const STEPS: u16 = 20;
 /// It is over when it has been below this part of the limit for as many steps.
 const OVER: f32 = 0.5;
@@ -95,7 +97,7 @@ impl Belonging {
         }
         let (first, _) = warm.split_at(warm.len() - warm.len() / 3);
         let of_first = stiffness(first, &places);
-        let (mut smooth, mut largest) = (vec![0.0; places.len()], 0.0_f32);
+        let (mut smooth, mut largest) = (vec![0.0; places.len()], SIZE_MIN);
         for row in &warm {
             go_on(&mut smooth, row, &places);
             largest = largest.max(wrong(&of_first, &smooth).size);
