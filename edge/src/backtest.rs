@@ -22,7 +22,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use gemba_shared::{
     ids::SensorId,
-    telemetry::{DetectorState, EventKind, Mode, SensorFaultKind, Timestamp},
+    telemetry::{DetectorState, EventKind, Mode, SensorFaultKind, Timestamp, Uncalibrated},
 };
 
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
     recording::{Recording, RecordingArgs, Row},
     window::{Periods, Step, Taken, Window},
 };
-use output::{Alarm, Counted, Line, Lines, Summary};
+use output::{Alarm, Counted, Fault, Line, Lines, Summary};
 use score::Score;
 
 /// Rows whose distances say how often a recording was sampled.
@@ -144,8 +144,13 @@ impl Sampling {
             times.windows(2).map(|pair| pair[1].us_since(pair[0])).filter(|&distance| distance > 0).collect();
         distances.sort_unstable();
         let Some(&median) = distances.get(distances.len() / 2) else {
-            let first = recording.skipped().summary();
-            bail!("{}: it has no two good rows of different times. {first}", path.display());
+            let why = match (times.first(), times.last(), recording.skipped().first.is_some()) {
+                (None, None, false) => "it has a header and no more",
+                (Some(first), Some(last), _) if last < first => "its times go backward: sort its rows by time",
+                _ => "it has no two good rows of different times",
+            };
+            let skipped = recording.skipped().summary();
+            bail!("{}: {why}{}{skipped}", path.display(), if skipped.is_empty() { "" } else { "; " });
         };
         // A whole number of milliseconds, as the daemon has it.
         let period_us = (median / 1_000).max(1) * 1_000;
@@ -187,6 +192,9 @@ struct Machine {
     detector: Detector,
     lines: Option<Lines>,
     faults: BTreeMap<usize, SensorFaultKind>,
+    all_faults: Vec<Fault>,
+    /// Why calibration was refused, the last time.
+    refused: Option<Uncalibrated>,
     shares: Vec<f32>,
     mono_us: i64,
     rows: Counted,
@@ -219,6 +227,8 @@ impl Machine {
             detector,
             lines: None,
             faults: BTreeMap::new(),
+            all_faults: Vec::new(),
+            refused: None,
             shares: Vec::new(),
             mono_us: i64::MIN,
             rows: Counted::default(),
@@ -292,6 +302,11 @@ impl Machine {
         self.rows.calibrating += u64::from(calibrating);
         self.rows.in_alarm += u64::from(alarm);
         self.rows.judged += u64::from(verdict.score.is_some());
+        self.rows.blind += u64::from(verdict.detector == DetectorState::Blind);
+        if let DetectorState::Uncalibrated { reason } = verdict.detector {
+            self.refused = Some(reason);
+            self.rows.uncalibrated += u64::from(!calibrating);
+        }
         self.rows.off += u64::from(self.detector.is_off());
         if let (Some(anomalous), false) = (row.anomalous, calibrating) {
             self.score.count(row.at, alarm, anomalous, self.sampling.period_us);
@@ -326,10 +341,17 @@ impl Machine {
                 }
             }
             EventKind::SensorFault(fault) if fault.active => {
-                self.faults.insert(usize::from(fault.sensor), fault.kind);
+                let sensor = usize::from(fault.sensor);
+                self.faults.insert(sensor, fault.kind);
+                self.all_faults.push(Fault { sensor, kind: fault.kind, start: at, end: None });
             }
             EventKind::SensorFault(fault) => {
-                self.faults.remove(&usize::from(fault.sensor));
+                let sensor = usize::from(fault.sensor);
+                self.faults.remove(&sensor);
+                let is_it = |known: &&mut Fault| (known.sensor, known.kind) == (sensor, fault.kind);
+                if let Some(known) = self.all_faults.iter_mut().rev().find(is_it) {
+                    known.end = Some(at);
+                }
             }
             EventKind::NormalShifted(shift) => self.shifts += u64::from(shift.active),
         }
@@ -339,13 +361,17 @@ impl Machine {
         if let Some(lines) = self.lines {
             lines.finish()?;
         }
+        let left_out = (0..self.sensors.len()).filter(|sensor| !self.detector.judges(*sensor)).collect();
         Ok(Summary {
             file: path.display().to_string(),
             judge: self.detector.judge_name(),
             step_us: self.step_us,
             sampled_us: self.sampling.period_us,
             rows: self.rows,
-            refused: self.detector.refusal().map(|reason| format!("not calibrated: {reason}")),
+            refused: self.refused.or(self.detector.refusal()).map(|reason| format!("not calibrated: {reason}")),
+            left_out,
+            faults: self.all_faults,
+            sensors: self.sensors,
             alarms: self.alarms,
             shifts: self.shifts,
             score: self.score,

@@ -213,17 +213,6 @@ impl Detector {
         events.extend(self.core.judge.end());
     }
 
-    /// Judges by other settings from now on. Where another model is to judge, or the steps are others, what was learnt is of no use:
-    /// calibration begins anew, and an open anomaly is closed.
-    pub fn reconfigure(&mut self, settings: DetectSettings, step_us: i64, at: Timestamp, events: &mut Vec<EventKind>) {
-        let name = |settings: &DetectSettings| settings.model.as_ref().map(ToString::to_string);
-        if step_us != self.step_us || name(&settings) != name(&self.settings) {
-            self.recalibrate(at, events);
-            self.history.clear();
-        }
-        (self.settings, self.step_us) = (settings, step_us);
-    }
-
     fn start_calibration(&mut self) {
         self.learnt = None;
         self.rows = Rows::default();
@@ -401,6 +390,13 @@ impl Detector {
     #[must_use]
     pub const fn is_off(&self) -> bool {
         self.standstill.is_off()
+    }
+
+    /// Whether the sensor is judged: one that never moved in calibration, or was mostly away, is not.
+    #[must_use]
+    pub fn judges(&self, sensor: usize) -> bool {
+        let known = |learnt: &Learnt| learnt.channels.iter().any(|channel| usize::from(*channel) == sensor);
+        self.learnt.as_ref().is_none_or(known)
     }
 
     /// How things stand; the largest score since this was last called is in it.

@@ -122,7 +122,7 @@ impl Recording {
         let line_offset = u64::from(header.ends_with('\r'));
         let header = header.trim();
         if header.is_empty() {
-            return Err(refused("the file begins with an empty line: a header is needed".into()));
+            return Err(refused("the file is empty or begins with an empty line: a header is needed".into()));
         }
         let separator = args.separator.map_or_else(|| find_separator(header), Ok).map_err(refused)?;
         file.rewind().map_err(broken)?;
@@ -198,7 +198,12 @@ impl Recording {
             }
             let line = self.record.position().map_or(0, csv::Position::line) + self.line_offset;
             if self.record.len() != self.columns.count {
-                let message = format!("{} cells, the header has {}", self.record.len(), self.columns.count);
+                let last = self.reader.position().line() + self.line_offset - 1;
+                let cells = format!("{} cells, the header has {}", self.record.len(), self.columns.count);
+                let message = match last > line {
+                    true => format!("{cells}, and goes on to line {last}: is a quote left open?"),
+                    false => cells,
+                };
                 self.skip_row(line, &message);
                 continue;
             }
@@ -249,6 +254,9 @@ fn cell(text: &[u8]) -> Result<Option<f64>, String> {
         _ => Err(error),
     });
     match value {
+        Ok(value) if f64::abs(value) > f64::from(f32::MAX) => {
+            Err(format!("{:?} is beyond what a sensor may show", shortened(text)))
+        }
         Ok(value) if f64::is_finite(value) => Ok(Some(value)),
         _ => Err(format!("{:?} is no finite number", shortened(text))),
     }

@@ -50,7 +50,7 @@ impl Lines {
             line.shares.iter().copied().enumerate().filter(|(_, share)| *share >= SHARE_MIN).collect();
         shares.sort_by(|a, b| b.1.total_cmp(&a.1));
         let shares: Vec<_> = shares.into_iter().map(|(ix, share)| format!("{}:{share:.2}", name(ix))).collect();
-        let faults: Vec<_> = line.faults.iter().map(|(&ix, kind)| format!("{}:{}", name(ix), fault(*kind))).collect();
+        let faults: Vec<_> = line.faults.iter().map(|(&ix, kind)| format!("{}:{}", name(ix), kind_of(*kind))).collect();
         let score = line.score.map(|score| format!("{score:.4}")).unwrap_or_default();
         writeln!(
             self.out,
@@ -79,6 +79,15 @@ pub(super) struct Alarm {
     pub score_max: f32,
 }
 
+/// A sensor that was itself at fault.
+pub(super) struct Fault {
+    pub sensor: usize,
+    pub kind: SensorFaultKind,
+    pub start: Timestamp,
+    /// `None`: it was when the recording ended.
+    pub end: Option<Timestamp>,
+}
+
 /// Rows of a recording.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counted {
@@ -89,6 +98,10 @@ pub(super) struct Counted {
     pub in_alarm: u64,
     /// In which the machine was found to be off.
     pub off: u64,
+    /// In which there was no calibration, as what it saw was refused.
+    pub uncalibrated: u64,
+    /// In which too few sensors had values.
+    pub blind: u64,
     /// With a time that is not after all before it.
     pub not_in_order: u64,
     /// Of which no value was taken.
@@ -103,8 +116,12 @@ pub(super) struct Summary {
     /// The usual distance of two rows.
     pub sampled_us: i64,
     pub rows: Counted,
-    /// Why nothing could be judged.
+    /// Why calibration was refused, if it was, the last time.
     pub refused: Option<String>,
+    pub sensors: Vec<SensorId>,
+    /// Sensors that were not judged.
+    pub left_out: Vec<usize>,
+    pub faults: Vec<Fault>,
     pub alarms: Vec<Alarm>,
     /// How often a person would have been asked whether this is the new normal.
     pub shifts: u64,
@@ -130,14 +147,32 @@ impl Summary {
         if rows.off > 0 {
             write!(text, "\n  {} s off, not judged", seconds(rows.off)).expect("a String takes everything");
         }
-        if let Some(reason) = self.why_not() {
-            text = text + "\n  nothing was judged: " + &reason;
+        match (self.why_not(), &self.refused) {
+            (Some(reason), _) => text = text + "\n  nothing was judged: " + &reason,
+            (None, Some(reason)) => {
+                write!(text, "\n  {} s not judged: {reason}", seconds(rows.uncalibrated))
+                    .expect("a String takes everything");
+            }
+            (None, None) => {}
+        }
+        if rows.blind > 0 {
+            write!(text, "\n  {} s blind: less than half of the sensors had values", seconds(rows.blind))
+                .expect("a String takes everything");
+        }
+        if !self.left_out.is_empty() {
+            let names: Vec<_> = self.left_out.iter().map(|sensor| self.name(*sensor)).collect();
+            text = text + "\n  left out, as in calibration they never moved or had few values: " + &names.join(", ");
         }
         for alarm in &self.alarms {
             let end = alarm.end.map_or_else(|| "the end".into(), time);
             let lead = alarm.lead.as_ref().map_or("?", SensorId::as_str);
             write!(text, "\n  alarm {} to {end}, led by {lead}, score up to {:.2}", time(alarm.start), alarm.score_max)
                 .expect("a String takes everything");
+        }
+        for fault in &self.faults {
+            let (name, kind, start) = (self.name(fault.sensor), kind_of(fault.kind), time(fault.start));
+            let end = fault.end.map_or_else(|| "the end".into(), time);
+            write!(text, "\n  sensor fault {start} to {end}: {name} {kind}").expect("a String takes everything");
         }
         if !self.score.is_empty() {
             text = text + "\n  " + &self.score.text();
@@ -154,6 +189,10 @@ impl Summary {
             text = text + "\n  " + &self.skipped;
         }
         text
+    }
+
+    fn name(&self, sensor: usize) -> &str {
+        self.sensors.get(sensor).map_or("?", SensorId::as_str)
     }
 
     /// Why there is no score at all, if there is none.
@@ -173,6 +212,14 @@ impl Summary {
                 "score_max": alarm.score_max,
             })
         };
+        let fault = |fault: &Fault| {
+            serde_json::json!({
+                "sensor": self.name(fault.sensor),
+                "kind": kind_of(fault.kind),
+                "start": time(fault.start),
+                "end": fault.end.map(time),
+            })
+        };
         let seconds = |rows: u64| rows as f64 * self.sampled_us as f64 / 1e6;
         serde_json::json!({
             "file": self.file,
@@ -185,6 +232,10 @@ impl Summary {
             "calibrating_s": seconds(self.rows.calibrating),
             "in_alarm_s": seconds(self.rows.in_alarm),
             "off_s": seconds(self.rows.off),
+            "uncalibrated_s": seconds(self.rows.uncalibrated),
+            "blind_s": seconds(self.rows.blind),
+            "left_out": self.left_out.iter().map(|sensor| self.name(*sensor)).collect::<Vec<_>>(),
+            "sensor_faults": self.faults.iter().map(fault).collect::<Vec<_>>(),
             "not_judged": self.why_not(),
             "new_normal_asked": self.shifts,
             "alarms": self.alarms.iter().map(alarm).collect::<Vec<_>>(),
@@ -195,7 +246,7 @@ impl Summary {
     }
 }
 
-const fn fault(kind: SensorFaultKind) -> &'static str {
+const fn kind_of(kind: SensorFaultKind) -> &'static str {
     match kind {
         SensorFaultKind::Frozen => "frozen",
         SensorFaultKind::Missing => "missing",

@@ -172,3 +172,72 @@ fn recordings_of_real_machines_are_judged() {
         assert!(!summary.contains("nothing was judged"), "{summary}");
     }
 }
+
+/// A summary that says of no alarm says what was not looked at.
+#[test]
+fn what_was_not_judged_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("machine.csv");
+    let summary = |value: &dyn Fn(u32) -> [f64; 4]| {
+        let mut text = String::from("time,a,b,c,d\n");
+        for s in 0..700 {
+            let [a, b, c, d] = value(s);
+            writeln!(text, "{},{a},{b},{c},{d}", 1_700_000_000 + s).unwrap();
+        }
+        std::fs::write(&path, text).unwrap();
+        backtest(&[path.to_str().unwrap()]).unwrap()
+    };
+    let noise = |s: u32, k: u32| f64::from(s * (7 + 2 * k) % 13) / 13.0;
+    let constant = summary(&|s| [10.0 + noise(s, 0), 5.0, 30.0 + noise(s, 1), 20.0 + noise(s, 2)]);
+    assert!(constant.contains("left out, as in calibration they never moved or had few values: b"), "{constant}");
+    let frozen = summary(&|s| {
+        [noise(s, 0), 5.0 + noise(s, 3), 30.0 + noise(s, 1), 20.0 + noise(if s < 400 { s } else { 0 }, 2)]
+    });
+    assert!(frozen.contains("sensor fault 2023-11-14T22:2") && frozen.contains("to the end: d frozen"), "{frozen}");
+    // It is off where calibration begins, and after it.
+    let off = |s: u32| !(200..650).contains(&s);
+    let late = summary(&|s| if off(s) { [0.0; 4] } else { [10.0, 20.0, 30.0, 40.0].map(|usual| usual + noise(s, 1)) });
+    assert!(late.contains(" s not judged: not calibrated: "), "{late}");
+    let switched = summary(&|s| {
+        if s < 600 { [10.0 + noise(s, 0), 5.0 + noise(s, 3), 30.0 + noise(s, 1), 20.0 + noise(s, 2)] } else { [0.0; 4] }
+    });
+    assert!(
+        switched.contains("0 s in alarm (0 alarms)") && switched.contains("\n  98 s off, not judged"),
+        "{switched}"
+    );
+}
+
+#[test]
+fn files_that_are_no_recordings_say_what_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("machine.csv");
+    let rows = |time: fn(u32) -> u32| -> String { (0..70).map(|s| format!("{},{}\n", time(s), s % 7)).collect() };
+    for (text, expected) in [
+        (String::new(), "machine.csv:1: the file is empty or"),
+        ("\n".into(), "or begins with an empty line"),
+        ("time,a\n".into(), "machine.csv: it has a header and no more"),
+        (format!("time,a\n{}", rows(|s| 1_000 - s)), "its times go backward: sort its rows by time"),
+        (format!("time,a\n{}", rows(|_| 1_000)), "no two good rows of different times"),
+        ("time,a\n1,2,3\n".into(), "different times; skipped 1 rows and 0 cells, the first: "),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        let error = backtest(&[path.to_str().unwrap()]).expect_err(expected);
+        assert!(error.contains(expected), "{error}");
+    }
+    // What is beyond a float of the detector's, and a quote that is left open, are skipped and counted.
+    let wild: String = rows(|s| 1_000 + s).replace(",3\n", ",1e300\n");
+    std::fs::write(&path, format!("time,a\n{wild}2000,\"5\n2001,6\n2002,7\n")).unwrap();
+    let summary = backtest(&[path.to_str().unwrap()]).unwrap();
+    assert!(
+        summary.contains("skipped 0 rows and 11 cells, the first: ")
+            && summary.contains("beyond what a sensor may show"),
+        "{summary}"
+    );
+    std::fs::write(
+        &path,
+        format!("time,a,b\n{}2000,\"5,1\n2001,6,1\n2002,7,1\n", rows(|s| 1_000 + s).replace('\n', ",1\n")),
+    )
+    .unwrap();
+    let summary = backtest(&[path.to_str().unwrap()]).unwrap();
+    assert!(summary.contains("goes on to line 74: is a quote left open?"), "{summary}");
+}

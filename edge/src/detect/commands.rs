@@ -3,7 +3,7 @@
 use gemba_shared::telemetry::{Clock, EventKind, Timestamp};
 
 use super::{
-    Detector,
+    DetectSettings, Detector,
     labels::{Labelled, Standing},
     life::Life,
 };
@@ -26,6 +26,17 @@ impl Detector {
         self.core.faults.close(events);
         tracing::info!(at = at.as_millis(), "a machine is calibrated anew");
         self.start_calibration();
+    }
+
+    /// Judges by other settings from now on. Where another model is to judge, or the steps are others, what was learnt is of no use:
+    /// calibration begins anew, and an open anomaly is closed.
+    pub fn reconfigure(&mut self, settings: DetectSettings, step_us: i64, at: Timestamp, events: &mut Vec<EventKind>) {
+        let name = |settings: &DetectSettings| settings.model.as_ref().map(ToString::to_string);
+        if step_us != self.step_us || name(&settings) != name(&self.settings) {
+            self.recalibrate(at, events);
+            self.history.clear();
+        }
+        (self.settings, self.step_us) = (settings, step_us);
     }
 
     /// What the machine shows now is normal from now on: an open anomaly is closed, and the levels stand where the sensors are.

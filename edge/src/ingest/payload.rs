@@ -15,8 +15,9 @@ pub(super) fn number(payload: &[u8]) -> Result<f64, Reject> {
     finite(text.parse().map_err(|_| Reject::NotANumber)?)
 }
 
+/// No more than the detector can count with, 3.4e38.
 fn finite(value: f64) -> Result<f64, Reject> {
-    if value.is_finite() { Ok(value) } else { Err(Reject::NotFinite) }
+    if (value as f32).is_finite() { Ok(value) } else { Err(Reject::NotFinite) }
 }
 
 /// A JSON payload.

@@ -102,6 +102,7 @@ fn what_is_rejected_and_why() {
         ("plant/p1/t", b"NaN", Reject::NotFinite),
         ("plant/p1/t", b"-inf", Reject::NotFinite),
         ("plant/p1/t", b"1e999", Reject::NotFinite),
+        ("plant/p1/t", b"1e300", Reject::NotFinite),
         ("plant/p1/t", b"\xff\xfe", Reject::NotUtf8),
         ("plant/p1/t", b"{\"value\": ", Reject::NotJson),
         ("json/p1/t", b"what?", Reject::NotJson),

@@ -76,7 +76,7 @@ fn what_cannot_be_read_is_counted_with_the_first_line_named() {
 #[test]
 fn what_is_no_recording_is_refused() {
     let found = RecordingArgs::default();
-    check("", &found, "FILE:1: the file begins with an empty line: a header is needed");
+    check("", &found, "FILE:1: the file is empty or begins with an empty line: a header is needed");
     check(
         "just text\n",
         &found,
