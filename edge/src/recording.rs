@@ -200,9 +200,10 @@ impl Recording {
             if self.record.len() != self.columns.count {
                 let last = self.reader.position().line() + self.line_offset - 1;
                 let cells = format!("{} cells, the header has {}", self.record.len(), self.columns.count);
-                let message = match last > line {
-                    true => format!("{cells}, and goes on to line {last}: is a quote left open?"),
-                    false => cells,
+                let message = if last > line {
+                    format!("{cells}, and goes on to line {last}: is a quote left open?")
+                } else {
+                    cells
                 };
                 self.skip_row(line, &message);
                 continue;

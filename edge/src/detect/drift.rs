@@ -7,7 +7,8 @@
 //! Deviations are smoothed over about 50 steps; where they leave what belongs together (their squared length in the metric of calibration's
 //! precision matrix, without the directions of the machine's load: Q rather than T²), the sensor is sought whose value, put where the
 //! others predict it, explains the most (identification by reconstruction: R. Dunia, S. J. Qin and others, *Identification of faulty
-//! sensors using principal component analysis*, 1996). Only if that is nearly all, it is this sensor. A machine that goes wrong shows it in more than one.
+//! sensors using principal component analysis*, 1996). Only if that is nearly all, and no other explains as much, it is this sensor (two alone cannot
+//! tell which of them it is). A machine that goes wrong shows it in more than one.
 
 use gemba_shared::telemetry::Timestamp;
 use nalgebra::{DMatrix, SymmetricEigen};
@@ -69,11 +70,12 @@ pub struct Said {
     pub shares: Vec<f32>,
 }
 
-/// What is wrong, and whom it is put down to: (a channel's place, the part that it explains).
+/// What is wrong, and whom it is put down to: (a channel's place, the part that it explains), and what the next best explains.
 struct Wrong {
     size: f32,
     explained: Vec<f32>,
     most: (usize, f32),
+    next: f32,
 }
 
 impl Belonging {
@@ -172,7 +174,7 @@ impl Drift {
             return Some((sensor, since, false));
         }
         let (place, part) = wrong.most;
-        let is_one = wrong.size > belonging.limit && part >= EXPLAINED_MIN;
+        let is_one = wrong.size > belonging.limit && part >= EXPLAINED_MIN && wrong.next < EXPLAINED_MIN;
         let suspect = is_one.then(|| channels[usize::from(belonging.places[place])]);
         self.steps = if suspect.is_some() && suspect == self.suspect { self.steps + 1 } else { 0 };
         self.suspect = suspect;
@@ -236,7 +238,14 @@ fn wrong(stiffness: &[f32], smooth: &[f32]) -> Wrong {
     let size: f32 = product.iter().zip(smooth).map(|(a, b)| a * b).sum();
     let explained: Vec<f32> =
         product.iter().enumerate().map(|(i, value)| value * value / stiffness[i * width + i]).collect();
-    let most = explained.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
-    let (place, most) = most.unwrap_or((0, 0.0));
-    Wrong { size, explained, most: (place, if size > 0.0 { most / size } else { 0.0 }) }
+    let part = |explained: f32| if size > 0.0 { explained / size } else { 0.0 };
+    let (mut most, mut next) = ((0, 0.0), 0.0);
+    for (place, explained) in explained.iter().copied().enumerate() {
+        if explained >= most.1 {
+            (most, next) = ((place, explained), most.1);
+        } else if explained > next {
+            next = explained;
+        }
+    }
+    Wrong { size, most: (most.0, part(most.1)), next: part(next), explained }
 }

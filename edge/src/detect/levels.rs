@@ -52,6 +52,8 @@ const PRESENT_MIN: f64 = 0.8;
 /// What is farther is told as if it were there: figures stay finite, and one wild reading is soon forgotten.
 const DEVIATION_MOST: f64 = 1e4;
 const TINY: f32 = 1e-12;
+/// What is so many times the robust figure is made by wild readings, as 1e38 for none, and no noise.
+const SPOILT: f64 = 1e4;
 /// In noises: what a deviation counts at most in its usual size.
 const SIZE_MAX: f32 = 18.0;
 /// A held-back part that is so far over the limit is of another state of the machine.
@@ -158,7 +160,8 @@ pub(super) fn noise_of(steps: &mut [f64]) -> f64 {
     let plain = (square / 2.0).sqrt();
     steps.sort_by(f64::total_cmp);
     let robust = steps.get(steps.len() / 2).map_or(0.0, |median| 1.4826 * median / std::f64::consts::SQRT_2);
-    if robust > 0.3 * plain { plain.min(1.3 * robust) } else { plain }
+    let is_spoilt = robust > 0.0 && plain > SPOILT * robust;
+    if robust > 0.3 * plain || is_spoilt { plain.min(1.3 * robust) } else { plain }
 }
 
 /// What is usual, of the rows of a calibration: (row, sensor) → value, NaN without one.
