@@ -146,7 +146,7 @@ fn what_cannot_be_is_refused() {
         (&[file, "--output", file], "the output would overwrite the recording"),
         (&[file, file, "--output", "/tmp/x"], "use --output-dir"),
         (&[file, "--calibrate-rows", "5"], "5 is not in 60.."),
-        (&[short.to_str().unwrap()], "short.csv: it has no two good rows of different times. skipped 1 rows"),
+        (&[short.to_str().unwrap()], "short.csv: it has no two good rows of different times; skipped 1 rows"),
     ] {
         let error = backtest(words).expect_err(expected);
         assert!(error.contains(expected), "{error}");
