@@ -211,7 +211,7 @@ fn what_was_not_judged_is_told() {
 fn files_that_are_no_recordings_say_what_they_are() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("machine.csv");
-    let rows = |time: fn(u32) -> u32| -> String { (0..70).map(|s| format!("{},{}\n", time(s), s % 7)).collect() };
+    let rows = |time: fn(u32) -> u32| (0..70).fold(String::new(), |text, s| text + &format!("{},{}\n", time(s), s % 7));
     for (text, expected) in [
         (String::new(), "machine.csv:1: the file is empty or"),
         ("\n".into(), "or begins with an empty line"),
