@@ -95,9 +95,9 @@ const KEYS_AGAIN: Duration = Duration::from_secs(1);
 /// Clients of the live stream at a time.
 pub const LIVE_CLIENTS_MAX: usize = 2_000;
 /// Trends read from the database at a time; others wait, up to their deadline.
-pub const TRENDS_MAX: usize = 4;
+pub const TRENDS_MAX: usize = 3;
 /// Exports under way at a time; who comes then is asked to come later.
-pub const EXPORTS_MAX: usize = 4;
+pub const EXPORTS_MAX: usize = 2;
 
 /// What the routes stand on.
 #[derive(Clone)]

@@ -45,7 +45,7 @@ impl Default for Config {
         Self {
             data_dir: "/var/lib/gemba/cloud".into(),
             database_url: None,
-            database_connections_max: 16,
+            database_connections_max: 10,
             database_ca_file: None,
             http: Http::default(),
             mqtt: Mqtt::default(),

@@ -163,7 +163,7 @@ async fn figures_move_and_the_log_has_the_ids_of_requests() {
         assert_eq!(figure(&before, name, &[]), Some(0.0), "{name}: {before}");
     }
     for (name, is) in [
-        ("database_connections_max", 16.0),
+        ("database_connections_max", 10.0),
         ("database_waiting", 0.0),
         ("storing", 1.0),
         ("http_requests_under_way", 1.0),
