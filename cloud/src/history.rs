@@ -83,6 +83,12 @@ pub fn floor(at: Timestamp, ms: i64) -> Timestamp {
     Timestamp::from_microsecond(at.as_microsecond().div_euclid(us) * us).unwrap_or(at)
 }
 
+/// The end, exclusive, of the window in which a moment lies.
+#[must_use]
+pub fn window_end(at: Timestamp) -> Timestamp {
+    floor(at, WINDOW_MS).saturating_add(SignedDuration::from_millis(WINDOW_MS)).unwrap_or(Timestamp::MAX)
+}
+
 /// Where the windows begin whose intervals are not late, and never packed.
 #[must_use]
 pub fn late_before(now: Timestamp) -> Timestamp {

@@ -221,6 +221,15 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Refuses a body's `site` where the caller may not do what the route does.
+    ///
+    /// # Errors
+    /// If the scope, which is narrowed to the route's role, does not have it.
+    pub fn may_add_at(&self, site: Uuid) -> Result<(), ApiError> {
+        let there = self.scope.at(site).map(|_| ());
+        there.ok_or_else(|| ApiError::field("site", "is none where you may do this"))
+    }
+
     /// For the audit.
     #[must_use]
     pub fn by(&self) -> By {

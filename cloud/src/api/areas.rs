@@ -90,9 +90,7 @@ pub async fn create(
     caller: Caller,
     Body(body): Body<NewArea>,
 ) -> Result<Response, ApiError> {
-    if caller.scope.at(body.site).is_none() {
-        return Err(ApiError::field("site", "is none where you may do this"));
-    }
+    caller.may_add_at(body.site)?;
     let name = named("name", &body.name)?;
     let area = Area { id: Uuid::now_v7(), site: body.site, parent: body.parent, kind: body.kind, name };
     let mut client = state.store().client().await?;

@@ -114,9 +114,7 @@ pub async fn create(
     caller: Caller,
     Body(body): Body<TariffBody>,
 ) -> Result<Response, ApiError> {
-    if caller.scope.at(body.site).is_none() {
-        return Err(ApiError::field("site", "is none where you may do this"));
-    }
+    caller.may_add_at(body.site)?;
     let new = body.check(Uuid::now_v7())?;
     let mut client = state.store().client().await?;
     let transaction = scoped(&mut client, &caller.scope).await?;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock,
-    history::{WINDOW_MS, day, midnight, pack_before},
+    history::{day, midnight, pack_before, window_end},
     store::{Store, StoreError, compaction::Packed},
 };
 
@@ -113,8 +113,7 @@ pub async fn pack_windows(
                 store.make_blocks(day).await?;
             }
             for window in windows {
-                let end = window.saturating_add(SignedDuration::from_millis(WINDOW_MS)).map_or(to, |end| end.min(to));
-                pack_all(store, key, (window, end), rest, cancel).await?;
+                pack_all(store, key, (window, window_end(window).min(to)), rest, cancel).await?;
             }
             if cancel.is_cancelled() {
                 return Ok(());

@@ -3,7 +3,7 @@
 //! block the next time. A day's partition without rows is dropped when the day is over.
 
 use deadpool_postgres::Transaction;
-use jiff::{SignedDuration, Timestamp, civil::Date};
+use jiff::{Timestamp, civil::Date};
 use tokio_postgres::error::SqlState;
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 use crate::history::{
     SummaryRow, WINDOW_MS,
     block::{self, BlockError},
-    floor,
+    floor, window_end,
 };
 
 /// What one step did.
@@ -190,8 +190,7 @@ async fn some(
     let first = transaction.query_opt(first, &[&machine_key, &from, &to]).await?;
     let Some(first) = first else { return Ok(Vec::new()) };
     let (start, sensors): (Timestamp, i32) = (first.try_get(0)?, first.try_get(1)?);
-    let end =
-        floor(start, WINDOW_MS).saturating_add(SignedDuration::from_millis(WINDOW_MS)).map_or(to, |end| end.min(to));
+    let end = window_end(start).min(to);
     let select = format!(
         "SELECT {COLUMNS} FROM summaries WHERE machine_key = $1 AND start >= $2 AND start < $3 ORDER BY start LIMIT $4"
     );
@@ -210,7 +209,7 @@ async fn beside(
     let Some(first) = rows.first() else { return Ok((rows, None)) };
     let (first, width) = (first.start, first.counts.len());
     let window = floor(first, WINDOW_MS);
-    let end = window.saturating_add(SignedDuration::from_millis(WINDOW_MS)).unwrap_or(Timestamp::MAX);
+    let end = window_end(first);
     // Blocks of earlier versions go over up to six hours.
     let known = "SELECT start, last_start, intervals FROM summary_blocks
                  WHERE machine_key = $1 AND start < $3 AND start > $2::timestamptz - interval '6 hours'

@@ -18,8 +18,13 @@ const TURN_MAX: i64 = 200;
 
 /// Whether the hold `h` is in effect at `$now` on the alarm `a` of the machine `m` (which may be none).
 pub(super) fn in_effect(now: &str) -> String {
+    in_effect_on("coalesce(a.machine_id, a.gateway_id), m.merged_into", now)
+}
+
+/// Whether the hold `h` is in effect at `$now` on the alarm `a`, as one of these subjects.
+pub(super) fn in_effect_on(subjects: &str, now: &str) -> String {
     format!(
-        "h.subject_id IN (coalesce(a.machine_id, a.gateway_id), m.merged_into)
+        "h.subject_id IN ({subjects})
          AND (h.condition IS NULL OR h.condition = a.condition)
          AND h.ended_at IS NULL AND h.since <= {now} AND (h.until IS NULL OR h.until > {now})"
     )

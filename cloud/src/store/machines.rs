@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     StoreError,
     gateways_read::enrolment,
+    holds::in_effect_on,
     scoped::keep_plans,
     words::{Word, rank},
 };
@@ -39,9 +40,7 @@ fn shown(page: &str) -> String {
              FROM parts JOIN alarms a ON coalesce(a.machine_id, a.gateway_id) = parts.id
              WHERE a.state <> 'normal'
                -- What is shelved, suppressed or out of service is not shown.
-               AND NOT EXISTS (SELECT FROM alarm_holds h WHERE h.subject_id IN (a.machine_id, parts.shown)
-                               AND (h.condition IS NULL OR h.condition = a.condition)
-                               AND h.ended_at IS NULL AND h.since <= now() AND (h.until IS NULL OR h.until > now()))
+               AND NOT EXISTS (SELECT FROM alarm_holds h WHERE {})
              ORDER BY parts.shown, {} DESC, a.raised_at DESC
          )
          SELECT m.id, m.gateway_id, g.name AS gateway_name, m.site_id, m.area_id, m.name, m.display_name, m.ignored, m.merged_into,
@@ -57,6 +56,7 @@ fn shown(page: &str) -> String {
          LEFT JOIN sensed ON sensed.shown = m.id
          LEFT JOIN alarm ON alarm.shown = m.id
          ORDER BY coalesce(m.display_name, m.name), m.id",
+        in_effect_on("a.machine_id, parts.shown", "now()"),
         rank("a.severity")
     )
 }
