@@ -52,7 +52,9 @@ async fn main() -> anyhow::Result<()> {
         gateway::SENSORS,
         rows as f64 * gateway::SENSORS as f64 / took,
     ))?;
+    let began = std::time::Instant::now();
     daemon.settle().await?;
+    say(&format!("packed, vacuumed and written to disk in {:.0} s", began.elapsed().as_secs_f64()))?;
 
     let mut live = tokio::task::JoinSet::new();
     let rate = LIVE_ROWS_PER_S as f64 / gateway::SENSORS as f64 / GATEWAYS as f64;

@@ -6,7 +6,7 @@ use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     anomalies_read::{SensorNames, sensor_names},
     audit::{self, By, Change},
     holds::{self, in_effect},
+    scoped::keep_plans,
     words::{Word, at_least, rank},
 };
 use crate::{
@@ -22,11 +23,12 @@ use crate::{
     views::{Alarm, AlarmState, Held, LEAD_SENSORS_MAX, Severity, named_shares},
 };
 
-/// `shown` is the machine that the alarm's machine is shown as; `held` is of several holds the one that lasts longest.
+/// A machine that is a part of another is shown as that `whole`; `held` is of several holds the one that lasts longest.
 /// `$1` is now.
 fn select() -> String {
     format!(
-        "SELECT a.id, shown.id AS machine_id, coalesce(shown.display_name, shown.name) AS machine_name,
+        "SELECT a.id, coalesce(whole.id, m.id) AS machine_id,
+           coalesce(whole.display_name, whole.name, m.display_name, m.name) AS machine_name,
            a.gateway_id, g.name AS gateway_name, a.condition, a.state AS condition_state, shown_as.state, a.severity, a.message,
            a.raised_at, a.arrived_at, a.late, a.returned_at, a.acknowledged_at, u.name AS acknowledged_by, a.comment,
            a.anomaly_id, a.incident_id, a.annunciated_at, a.repeats, anomaly.shares,
@@ -35,7 +37,7 @@ fn select() -> String {
     FROM alarms a
     JOIN gateways g ON g.id = a.gateway_id
     LEFT JOIN machines m ON m.id = a.machine_id
-    LEFT JOIN machines shown ON shown.id = coalesce(m.merged_into, m.id)
+    LEFT JOIN machines whole ON whole.id = m.merged_into
     LEFT JOIN users u ON u.id = a.acknowledged_by AND a.state <> 'unacknowledged'
     LEFT JOIN anomalies anomaly ON anomaly.id = a.anomaly_id
     LEFT JOIN LATERAL (
@@ -90,6 +92,32 @@ pub struct Filter {
     pub order: Order,
 }
 
+/// A statement of as many conditions is kept.
+const KEPT_CONDITIONS_MAX: usize = 3;
+
+/// The conditions of a statement, and the values in them.
+#[derive(Default)]
+struct Asked<'a> {
+    conditions: Vec<String>,
+    values: Vec<&'a (dyn ToSql + Sync)>,
+}
+
+impl<'a> Asked<'a> {
+    /// The place of a value in the statement.
+    fn value(&mut self, value: &'a (dyn ToSql + Sync)) -> String {
+        self.values.push(value);
+        format!("${}", self.values.len())
+    }
+
+    /// Asks for `condition`, in which `$` stands for the value, where there is one.
+    fn only<T: ToSql + Sync>(&mut self, condition: &str, value: Option<&'a T>) {
+        if let Some(value) = value {
+            let place = self.value(value);
+            self.conditions.push(condition.replace('$', &place));
+        }
+    }
+}
+
 /// Alarms in their order, from behind `after`.
 pub async fn list(
     transaction: &Transaction<'_>,
@@ -98,62 +126,64 @@ pub async fn list(
     limit: i64,
     now: Timestamp,
 ) -> Result<Vec<Alarm>, StoreError> {
-    let (key, order) = match filter.order {
-        Order::RaisedAt => {
-            ("(a.raised_at, a.id) < ($10, $11::uuid)".to_owned(), "a.raised_at DESC, a.id DESC".to_owned())
-        }
-        Order::Severity => (
-            format!("({}, a.raised_at, a.id) < ({}, $10, $11::uuid)", rank("a.severity"), rank("$12")),
-            format!("{} DESC, a.raised_at DESC, a.id DESC", rank("a.severity")),
-        ),
-    };
-    // Which alarms is decided before anything is joined to them.
-    let held = format!(
-        "(SELECT h.kind FROM alarm_holds h WHERE {}
-          ORDER BY array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind) LIMIT 1)",
-        in_effect("$1")
-    );
-    // Said in the statement, so that the index of what is open is used.
-    let open = if filter.states.is_empty() || filter.states.contains(&AlarmState::Normal) {
-        ""
-    } else {
-        "AND a.state <> 'normal'"
-    };
-    let sql = format!(
-        "SELECT a.id FROM alarms a LEFT JOIN machines m ON m.id = a.machine_id
-         WHERE (cardinality($2::text[]) = 0 OR CASE WHEN a.state = 'normal' THEN a.state ELSE coalesce({held}, a.state) END = ANY($2))
-           {open} AND ($14::uuid IS NULL OR a.site_id = $14)
-           AND ($3::uuid IS NULL OR m.id = $3 OR m.merged_into = $3)
-           AND ($4::uuid IS NULL OR a.gateway_id = $4) AND ($5::uuid IS NULL OR a.incident_id = $5)
-           AND ($6::text IS NULL OR a.condition = $6) AND ($7::text[] IS NULL OR a.severity = ANY($7))
-           AND ($8::timestamptz IS NULL OR a.raised_at >= $8) AND ($9::timestamptz IS NULL OR a.raised_at < $9)
-           AND ($10::timestamptz IS NULL OR $12::text IS NULL OR {key})
-         ORDER BY {order} LIMIT $13"
-    );
     let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
     let severities = filter.severity_min.map(at_least);
-    let statement = transaction.prepare_cached(&sql).await?;
-    let rows = transaction
-        .query(
-            &statement,
-            &[
-                &now,
-                &states,
-                &filter.machine,
-                &filter.gateway,
-                &filter.incident,
-                &filter.condition,
-                &severities,
-                &filter.from,
-                &filter.to,
-                &after.map(|after| after.raised_at),
-                &after.map(|after| after.id),
-                &after.map(|after| after.severity.as_str()),
-                &limit,
-                &filter.site,
-            ],
-        )
-        .await?;
+    let severity_after = after.map(|after| after.severity.as_str());
+    // Only what is asked for is in the statement: it is asked for often, and each condition is planned.
+    let mut asked = Asked::default();
+    if !states.is_empty() {
+        let (now, states) = (asked.value(&now), asked.value(&states));
+        // Which alarms is decided before anything is joined to them.
+        asked.conditions.push(format!(
+            "CASE WHEN a.state = 'normal' THEN a.state ELSE coalesce((SELECT h.kind FROM alarm_holds h WHERE {}
+               ORDER BY array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind) LIMIT 1), a.state)
+             END = ANY({states})",
+            in_effect(&now)
+        ));
+        if !filter.states.contains(&AlarmState::Normal) {
+            // Said in the statement, so that the index of what is open is used.
+            asked.conditions.push("a.state <> 'normal'".to_owned());
+        }
+    }
+    asked.only("a.site_id = $", filter.site.as_ref());
+    asked.only("$ IN (m.id, m.merged_into)", filter.machine.as_ref());
+    asked.only("a.gateway_id = $", filter.gateway.as_ref());
+    asked.only("a.incident_id = $", filter.incident.as_ref());
+    asked.only("a.condition = $", filter.condition.as_ref());
+    asked.only("a.severity = ANY($)", severities.as_ref());
+    asked.only("a.raised_at >= $", filter.from.as_ref());
+    asked.only("a.raised_at < $", filter.to.as_ref());
+    let (severity, order) = match filter.order {
+        Order::RaisedAt => (None, "a.raised_at DESC, a.id DESC".to_owned()),
+        Order::Severity => {
+            let severity = rank("a.severity");
+            (Some(severity.clone()), format!("{severity} DESC, a.raised_at DESC, a.id DESC"))
+        }
+    };
+    if let Some((after, severity_after)) = after.zip(severity_after.as_ref()) {
+        let (raised_at, id) = (asked.value(&after.raised_at), asked.value(&after.id));
+        let behind = match severity {
+            None => format!("(a.raised_at, a.id) < ({raised_at}, {id})"),
+            Some(severity) => {
+                let than = rank(&format!("{}::text", asked.value(severity_after)));
+                format!("({severity}, a.raised_at, a.id) < ({than}, {raised_at}, {id})")
+            }
+        };
+        asked.conditions.push(behind);
+    }
+    let limit = asked.value(&limit);
+    let sql = format!(
+        "SELECT a.id FROM alarms a LEFT JOIN machines m ON m.id = a.machine_id
+         WHERE {} ORDER BY {order} LIMIT {limit}",
+        if asked.conditions.is_empty() { "true".to_owned() } else { asked.conditions.join(" AND ") }
+    );
+    // A connection keeps its statements for ever: those of many conditions, which are many, are made anew.
+    let rows = if asked.conditions.len() <= KEPT_CONDITIONS_MAX {
+        keep_plans(transaction)?;
+        transaction.query(&transaction.prepare_cached(&sql).await?, &asked.values).await?
+    } else {
+        transaction.query(&sql, &asked.values).await?
+    };
     let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
     let mut found: HashMap<Uuid, Alarm> =
         by_ids(transaction, &ids, now).await?.into_iter().map(|alarm| (alarm.id, alarm)).collect();
@@ -180,13 +210,12 @@ pub struct Locked {
 
 /// An alarm that somebody is about to change.
 pub async fn lock(transaction: &Transaction<'_>, id: Uuid, now: Timestamp) -> Result<Option<Locked>, StoreError> {
-    let row = transaction
-        .query_opt(
+    let statement = transaction
+        .prepare_cached(
             "SELECT gateway_id, machine_id, condition, state, site_id, comment FROM alarms WHERE id = $1 FOR UPDATE",
-            &[&id],
         )
         .await?;
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = transaction.query_opt(&statement, &[&id]).await? else { return Ok(None) };
     let subject = Subject { gateway: row.try_get(0)?, machine: row.try_get(1)? };
     let condition: String = row.try_get(2)?;
     let Word(state): Word<ConditionState> = row.try_get(3)?;

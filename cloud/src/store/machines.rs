@@ -21,20 +21,19 @@ use crate::views::{
     machine::{GroupSensor, MergedMachine, Remaining, connection, state, union_of_sensors},
 };
 
-/// One row for each machine of the statement `page` (of `id`), in the order of the names they are shown with; `live` is the one of its
-/// group that was heard last.
+/// One row for each machine of the statement `page` (of whole rows), in the order of the names they are shown with; `live` is the one
+/// of its group that was heard last.
 fn shown(page: &str) -> String {
     format!(
         "WITH page AS MATERIALIZED ({page}), parts AS MATERIALIZED (
-             SELECT id, id AS shown FROM page
-             UNION ALL SELECT p.id, p.merged_into FROM machines p WHERE p.merged_into = ANY (ARRAY(SELECT id FROM page))
+             SELECT id AS shown, page.* FROM page
+             UNION ALL SELECT p.merged_into, p.* FROM machines p WHERE p.merged_into = ANY (ARRAY(SELECT id FROM page))
          ), live AS (
-             SELECT DISTINCT ON (parts.shown) parts.shown, p.* FROM parts JOIN machines p ON p.id = parts.id
-             ORDER BY parts.shown, p.last_reading_at DESC NULLS LAST, p.id
-         ), sensed AS (
-             SELECT shown, count(*) AS sensors
-             FROM (SELECT DISTINCT parts.shown, s.name FROM parts JOIN sensors s ON s.machine_id = parts.id) AS named
-             GROUP BY shown
+             SELECT DISTINCT ON (shown) * FROM parts ORDER BY shown, last_reading_at DESC NULLS LAST, id
+         ), grouped AS (
+             -- What parts measure by the same name is one sensor.
+             SELECT parts.shown, count(DISTINCT s.name) AS sensors FROM parts JOIN sensors s ON s.machine_id = parts.id
+             WHERE parts.shown IN (SELECT shown FROM parts WHERE id <> shown) GROUP BY parts.shown
          ), alarm AS (
              SELECT DISTINCT ON (parts.shown) parts.shown, a.id, a.severity, a.state
              FROM parts JOIN alarms a ON coalesce(a.machine_id, a.gateway_id) = parts.id
@@ -48,12 +47,12 @@ fn shown(page: &str) -> String {
                 m.step_ms, m.interval_ms, live.detector, live.calibration_percent, live.detector_note,
                 live.remaining_likely_s, live.remaining_low_s, live.remaining_high_s, live.score, live.health_percent,
                 live.mode, live.last_reading_at, live.model, live.interval_ms AS live_interval_ms,
-                lg.state AS gateway_state, lg.last_seen_at, coalesce(sensed.sensors, 0) AS sensors_count,
+                lg.state AS gateway_state, lg.last_seen_at, coalesce(grouped.sensors, m.sensors_count) AS sensors_count,
                 alarm.id AS alarm_id, alarm.severity AS alarm_severity, alarm.state AS alarm_state
-         FROM live JOIN machines m ON m.id = live.shown
+         FROM live JOIN page m ON m.id = live.shown
          JOIN gateways g ON g.id = m.gateway_id
          JOIN gateways lg ON lg.id = live.gateway_id
-         LEFT JOIN sensed ON sensed.shown = m.id
+         LEFT JOIN grouped ON grouped.shown = m.id
          LEFT JOIN alarm ON alarm.shown = m.id
          ORDER BY coalesce(m.display_name, m.name), m.id",
         in_effect_on("a.machine_id, parts.shown", "now()"),
@@ -122,7 +121,7 @@ impl After {
 }
 
 /// The page of machines whose ids are known.
-const THESE: &str = "SELECT unnest($1::uuid[]) AS id";
+const THESE: &str = "SELECT * FROM machines WHERE id = ANY ($1::uuid[])";
 
 /// What machines to list.
 #[derive(Debug, Clone, Default)]
@@ -160,7 +159,7 @@ pub async fn list(
     let sql = match ordered(filter.order) {
         Some(sql) => sql,
         None => shown(&format!(
-            "SELECT m.id FROM machines m
+            "SELECT m.* FROM machines m
          WHERE {FILTERED}
            AND ($3::text IS NULL OR (coalesce(m.display_name, m.name), m.id) > ($3, $4::uuid))
            AND {FILTERED_PLACE}

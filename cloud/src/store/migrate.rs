@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Number, name and text of every step, in their order.
-const STEPS: [(i32, &str, &str); 12] = [
+const STEPS: [(i32, &str, &str); 13] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "commands", include_str!("../../migrations/0002_commands.sql")),
     (3, "detection", include_str!("../../migrations/0003_detection.sql")),
@@ -25,6 +25,7 @@ const STEPS: [(i32, &str, &str); 12] = [
     (10, "plans", include_str!("../../migrations/0010_plans.sql")),
     (11, "energy", include_str!("../../migrations/0011_energy.sql")),
     (12, "lists", include_str!("../../migrations/0012_lists.sql")),
+    (13, "sensor_counts", include_str!("../../migrations/0013_sensor_counts.sql")),
 ];
 const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).

@@ -77,7 +77,7 @@ pub(super) fn keep_plans(transaction: &Transaction<'_>) -> Result<(), StoreError
 }
 
 /// Sends statements without waiting for their answer.
-fn send(transaction: &Transaction<'_>, sql: &str) -> Result<(), StoreError> {
+pub(super) fn send(transaction: &Transaction<'_>, sql: &str) -> Result<(), StoreError> {
     match transaction.batch_execute(sql).now_or_never() {
         Some(Err(error)) => Err(error.into()),
         Some(Ok(())) | None => Ok(()),
