@@ -146,7 +146,8 @@ pub async fn list(
         }
     }
     asked.only("a.site_id = $", filter.site.as_ref());
-    asked.only("$ IN (m.id, m.merged_into)", filter.machine.as_ref());
+    let parts = "coalesce(a.machine_id, a.gateway_id) IN (SELECT id FROM machines WHERE id = $ OR merged_into = $)";
+    asked.only(parts, filter.machine.as_ref());
     asked.only("a.gateway_id = $", filter.gateway.as_ref());
     asked.only("a.incident_id = $", filter.incident.as_ref());
     asked.only("a.condition = $", filter.condition.as_ref());

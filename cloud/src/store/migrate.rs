@@ -25,7 +25,7 @@ const STEPS: [(i32, &str, &str); 13] = [
     (10, "plans", include_str!("../../migrations/0010_plans.sql")),
     (11, "energy", include_str!("../../migrations/0011_energy.sql")),
     (12, "lists", include_str!("../../migrations/0012_lists.sql")),
-    (13, "sensor_counts", include_str!("../../migrations/0013_sensor_counts.sql")),
+    (13, "reading", include_str!("../../migrations/0013_reading.sql")),
 ];
 const VERSION_MIN: i32 = 15;
 /// Of the advisory lock that keeps two programs from migrating at once ("gemba" as a number).

@@ -12,3 +12,9 @@ CREATE TRIGGER sensors_counted AFTER INSERT ON sensors REFERENCING NEW TABLE AS 
     FOR EACH STATEMENT EXECUTE FUNCTION count_sensors();
 CREATE TRIGGER sensors_uncounted AFTER DELETE ON sensors REFERENCING OLD TABLE AS changed
     FOR EACH STATEMENT EXECUTE FUNCTION count_sensors();
+
+-- Of many rows at a time: who may see what is looked up once in a statement, not for each row.
+ALTER POLICY scope ON summaries USING (machine_key IN (SELECT key FROM machines));
+ALTER POLICY scope ON rollup_hours USING (machine_key IN (SELECT key FROM machines));
+ALTER POLICY scope ON rollup_days USING (machine_key IN (SELECT key FROM machines));
+ALTER POLICY scope ON energy_days USING (machine_key IN (SELECT key FROM machines));
