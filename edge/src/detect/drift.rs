@@ -8,7 +8,8 @@
 //! precision matrix, without the directions of the machine's load: Q rather than T²), the sensor is sought whose value, put where the
 //! others predict it, explains the most (identification by reconstruction: R. Dunia, S. J. Qin and others, *Identification of faulty
 //! sensors using principal component analysis*, 1996). Only if that is nearly all, and no other explains as much, it is this sensor (two alone cannot
-//! tell which of them it is). A machine that goes wrong shows it in more than one.
+//! tell which of them it is). A machine that goes wrong shows it in more than one: while another sensor's own value is out of its place, none
+//! is found to drift.
 
 use gemba_shared::telemetry::Timestamp;
 use nalgebra::{DMatrix, SymmetricEigen};
@@ -141,12 +142,20 @@ impl Drift {
         self.drifting.map(|(sensor, _)| sensor)
     }
 
-    /// Takes a step's bounded deviations, and the catalog positions of their channels.
-    pub fn step(&mut self, belonging: &Belonging, channels: &[u16], row: &[f32], at: Timestamp) -> Said {
+    /// Takes a step's bounded deviations, and the catalog positions of their channels; `is_alone` says of a sensor whether no other one's
+    /// value is out of its place.
+    pub fn step(
+        &mut self,
+        belonging: &Belonging,
+        channels: &[u16],
+        row: &[f32],
+        at: Timestamp,
+        is_alone: impl Fn(u16) -> bool,
+    ) -> Said {
         self.smooth.resize(belonging.places.len(), 0.0);
         go_on(&mut self.smooth, row, &belonging.places);
         let wrong = wrong(&belonging.stiffness, &self.smooth);
-        let change = self.change(belonging, channels, &wrong, at);
+        let change = self.change(belonging, channels, &wrong, at, is_alone);
         if self.drifting.is_some() || self.suspect.is_some() {
             return Said { change, ..Said::default() };
         }
@@ -164,6 +173,7 @@ impl Drift {
         channels: &[u16],
         wrong: &Wrong,
         at: Timestamp,
+        is_alone: impl Fn(u16) -> bool,
     ) -> Option<(u16, Timestamp, bool)> {
         if let Some((sensor, since)) = self.drifting {
             self.steps = if wrong.size < OVER * belonging.limit { self.steps + 1 } else { 0 };
@@ -175,7 +185,7 @@ impl Drift {
         }
         let (place, part) = wrong.most;
         let is_one = wrong.size > belonging.limit && part >= EXPLAINED_MIN && wrong.next < EXPLAINED_MIN;
-        let suspect = is_one.then(|| channels[usize::from(belonging.places[place])]);
+        let suspect = is_one.then(|| channels[usize::from(belonging.places[place])]).filter(|sensor| is_alone(*sensor));
         self.steps = if suspect.is_some() && suspect == self.suspect { self.steps + 1 } else { 0 };
         self.suspect = suspect;
         let sensor = suspect.filter(|_| self.steps >= STEPS)?;

@@ -219,7 +219,10 @@ impl Judge {
         if self.drifting().is_some_and(|sensor| seen[sensor].is_none()) {
             return Together::default();
         }
-        let drift::Said { change, ratio, shares } = self.drift.step(belonging, &learnt.channels, row, at);
+        let is_alone = |sensor: u16| {
+            seen.iter().enumerate().all(|(other, level)| other == usize::from(sensor) || level.ratio < 1.0)
+        };
+        let drift::Said { change, ratio, shares } = self.drift.step(belonging, &learnt.channels, row, at, is_alone);
         events.extend(change.map(|(sensor, since, active)| drifting(sensor, since, active)));
         Together { ratio, shares }
     }
