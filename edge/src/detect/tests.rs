@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use gemba_shared::telemetry::SensorFaultKind;
 
 use super::{commands::NothingToAccept, labels::MARGIN, state::CoreState, *};
-use crate::simulate::plant::{Fault, FaultKind, Pump};
 
 const SECOND: i64 = 1_000_000;
 
@@ -268,35 +267,6 @@ fn a_sensor_that_drifts_is_a_fault_of_the_sensor() {
     let found = faults(&run);
     assert!(matches!(found[..], [(_, 1, SensorFaultKind::Drifting, true)]), "{found:?}");
     assert!(run.detector.is_faulty(1) && !run.detector.is_faulty(0));
-}
-
-/// Faults of sensors that are found on simulated pumps, seven minutes of which are broken in this way.
-fn blamed(kind: FaultKind) -> Vec<(u16, SensorFaultKind)> {
-    let of_pump = |index: u64| {
-        let mut pump = Pump::new(7, index);
-        pump.fail(Fault { kind, from: Timestamp(600 * SECOND), lasts: None });
-        let mut run = Run::new();
-        for second in 0..1_020 {
-            let values = pump.step(Timestamp(second * SECOND)).map(|value| value as f32);
-            run.go(1, |_, all| *all = values.to_vec());
-        }
-        let alarm = run.events.iter().any(|(_, event)| matches!(event, EventKind::AnomalyOpened(_)));
-        assert!(alarm || kind == FaultKind::Drift, "{kind} of pump {index}: {:?}", run.events);
-        faults(&run).into_iter().filter(|fault| fault.3).map(|(_, sensor, kind, _)| (sensor, kind)).collect::<Vec<_>>()
-    };
-    (0..8).flat_map(of_pump).collect()
-}
-
-/// A valve that closes moves what all sensors show, along with the sensor that shows it most.
-#[test]
-fn no_sensor_is_to_blame_for_a_machine_that_goes_wrong() {
-    assert_eq!(blamed(FaultKind::Valve), []);
-    assert_eq!(blamed(FaultKind::Bearing), []);
-    let drifting = blamed(FaultKind::Drift);
-    assert!(
-        drifting.len() >= 6 && drifting.iter().all(|fault| *fault == (2, SensorFaultKind::Drifting)),
-        "{drifting:?}"
-    );
 }
 
 #[test]

@@ -145,6 +145,22 @@ fn the_detector_sees_each_fault_within_two_minutes() {
     }
 }
 
+/// A valve that closes moves what all sensors show, along with the sensor that shows it most.
+#[test]
+fn no_sensor_is_to_blame_for_a_machine_that_goes_wrong() {
+    const FROM_S: i64 = 1_200;
+    let seen = |kind: FaultKind| -> Vec<String> {
+        let of_pump = |index| watched(7, index, &[(kind, FROM_S, None)], FROM_S + 420).0;
+        (0..8).flat_map(of_pump).filter(|(s, _)| *s >= FROM_S).map(|(_, what)| what).collect()
+    };
+    for kind in [FaultKind::Valve, FaultKind::Bearing] {
+        let seen = seen(kind);
+        assert!(seen.len() >= 8 && seen.iter().all(|what| what.starts_with("anomaly")), "{kind}: {seen:?}");
+    }
+    let drifts = seen(FaultKind::Drift).iter().filter(|what| *what == "Drifting, flow").count();
+    assert!(drifts >= 6, "{drifts} of 8");
+}
+
 #[test]
 fn healthy_pumps_raise_less_than_an_alarm_in_two_hours() {
     let (pumps, hours) = (16, 3);
