@@ -14,7 +14,7 @@ use super::{
     alarms::Subject,
     anomalies_read::{SensorNames, sensor_names},
     audit::{self, By, Change},
-    holds::{self, in_effect},
+    holds::{self, SHOWN_FIRST, in_effect},
     scoped::keep_plans,
     words::{Word, at_least, rank},
 };
@@ -42,7 +42,7 @@ fn select() -> String {
     LEFT JOIN anomalies anomaly ON anomaly.id = a.anomaly_id
     LEFT JOIN LATERAL (
         SELECT h.* FROM alarm_holds h WHERE {}
-        ORDER BY array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind), h.until DESC NULLS FIRST LIMIT 1
+        ORDER BY {SHOWN_FIRST}, h.until DESC NULLS FIRST LIMIT 1
     ) held ON a.state <> 'normal'
     LEFT JOIN users holder ON holder.id = held.created_by
     CROSS JOIN LATERAL (SELECT coalesce(held.kind, a.state) AS state) shown_as",
@@ -136,7 +136,7 @@ pub async fn list(
         // Which alarms is decided before anything is joined to them.
         asked.conditions.push(format!(
             "CASE WHEN a.state = 'normal' THEN a.state ELSE coalesce((SELECT h.kind FROM alarm_holds h WHERE {}
-               ORDER BY array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind) LIMIT 1), a.state)
+               ORDER BY {SHOWN_FIRST} LIMIT 1), a.state)
              END = ANY({states})",
             in_effect(&now)
         ));

@@ -16,6 +16,9 @@ use crate::{
 /// Holds that one turn begins and ends, each.
 const TURN_MAX: i64 = 200;
 
+/// Of several holds `h` on an alarm, the first in this order is shown.
+pub(super) const SHOWN_FIRST: &str = "array_position(ARRAY['out_of_service', 'suppressed', 'shelved'], h.kind)";
+
 /// Whether the hold `h` is in effect at `$now` on the alarm `a` of the machine `m` (which may be none).
 pub(super) fn in_effect(now: &str) -> String {
     in_effect_on("coalesce(a.machine_id, a.gateway_id), m.merged_into", now)

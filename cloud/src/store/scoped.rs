@@ -68,7 +68,8 @@ pub fn narrow(transaction: &Transaction<'_>, scope: &Scope) -> Result<(), StoreE
 }
 
 /// Lets the rest of this transaction keep the plans of its statements, for statements of many tables with few rows: to plan them
-/// anew each time costs more than to carry them out. Not for large tables: such a plan knows no limit, and no filter that is absent.
+/// anew each time costs more than to carry them out. Of a large table only where one index serves whatever the values are: such a plan
+/// knows no limit, and no filter that is absent.
 ///
 /// # Errors
 /// If the connection is gone.
